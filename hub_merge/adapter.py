@@ -1,0 +1,243 @@
+"""The values everything else works on: one module's factors, and an adapter that reads them on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hub_merge.errors import AdapterFormatError
+from hub_merge.findings import Finding
+
+if TYPE_CHECKING:
+    from hub_merge.publish import Published
+
+__all__ = ["Adapter", "Array", "FileDigest", "LoraFactors", "ModuleKind", "ModuleSpec", "Origin"]
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+ModuleKind: TypeAlias = Literal["linear", "embedding"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoraFactors:
+    """The low-rank update of one module: ``delta = scaling * B @ A``.
+
+    Attributes:
+        A: Shape ``(rank, in)``; the input side. Any floating dtype.
+        B: Shape ``(out, rank)``; the output side.
+        scaling: Multiplier of the product, dimensionless.
+
+    Raises:
+        AdapterFormatError: The shapes do not belong together.
+    """
+
+    A: Array
+    B: Array
+    scaling: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.A.ndim != 2 or self.B.ndim != 2 or self.A.shape[0] != self.B.shape[1]:
+            raise AdapterFormatError(
+                f"Factors A {self.A.shape} and B {self.B.shape} do not form a product B @ A.",
+                remedy="A must be (rank, in) and B (out, rank).",
+            )
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int]) -> LoraFactors:
+        """Return rank-0 factors of a module of ``shape = (out, in)``: the delta is zero."""
+        out_features, in_features = shape
+        return cls(np.zeros((0, in_features), np.float32), np.zeros((out_features, 0), np.float32))
+
+    @property
+    def rank(self) -> int:
+        """Number of rank-one pieces."""
+        return int(self.A.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape ``(out, in)`` of the delta."""
+        return self.B.shape[0], self.A.shape[1]
+
+    def astype(self, dtype: type[np.floating[Any]]) -> LoraFactors:
+        """Return the factors in ``dtype``."""
+        return LoraFactors(self.A.astype(dtype, copy=False), self.B.astype(dtype, copy=False), self.scaling)
+
+    def delta(self) -> NDArray[np.float64]:
+        """Return the dense delta, float64 ``(out, in)``. For tests and small modules; merging never needs it."""
+        return self.scaling * (self.B.astype(np.float64) @ self.A.astype(np.float64))
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleSpec:
+    """What the headers and the config say of one adapted module, without its numbers.
+
+    Attributes:
+        name: Dotted name inside the base model.
+        kind: ``linear`` (also GPT-2's Conv1D) or ``embedding``.
+        shape: ``(out, in)`` of the delta; ``(dim, vocabulary)`` for an embedding.
+        rank: Rank of the stored factors.
+        scaling: Effective multiplier of ``B @ A``.
+        dtype: Name of the stored dtype, the wider one if A and B differ.
+    """
+
+    name: str
+    kind: ModuleKind
+    shape: tuple[int, int]
+    rank: int
+    scaling: float
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileDigest:
+    """Identity of one file: its name inside the adapter, sha256 and size in bytes."""
+
+    name: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an adapter came from, as far as it may be told to others.
+
+    Attributes:
+        repo_id: Canonical Hub id, ``None`` for a local folder.
+        revision: What was asked for (a branch, tag or commit).
+        commit: The commit it resolved to, 40 hex digits.
+        subfolder: Folder inside the repository, empty for the root.
+        license: Licence identifier that the repository states, if any.
+        gated: Whether access has to be requested.
+        private: Whether the repository is private.
+        folder: Local folder that holds the files; never written to any output.
+    """
+
+    repo_id: str | None = None
+    revision: str | None = None
+    commit: str | None = None
+    subfolder: str = ""
+    license: str | None = None
+    gated: bool = False
+    private: bool = False
+    folder: Path | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Adapter:
+    """A LoRA adapter: a name, a base model, and factors by module that are read when asked for.
+
+    Attributes:
+        name: Short name for tables and messages.
+        modules: Specs by module name, in a stable order.
+        base_model: Base model as the adapter states it (a Hub id, or something less useful).
+        base_revision: Revision of the base that the adapter states.
+        task_type: PEFT task type, such as ``CAUSAL_LM``.
+        target_modules: Names that select exactly ``modules`` in the base; suffixes where they are safe.
+        fan_in_fan_out: Whether the adapted layers keep weights as ``(in, out)`` (GPT-2's Conv1D).
+        findings: What reading it brought to light.
+        added_tokens: Tokens beyond the base vocabulary, by id, as far as the files tell.
+        origin: Where it came from.
+    """
+
+    name: str
+    modules: Mapping[str, ModuleSpec]
+    load: Callable[[str], LoraFactors] = field(repr=False)
+    base_model: str | None = None
+    base_revision: str | None = None
+    task_type: str | None = None
+    target_modules: tuple[str, ...] = ()
+    fan_in_fan_out: bool = False
+    findings: tuple[Finding, ...] = ()
+    added_tokens: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    origin: Origin = field(default_factory=Origin)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_or_folder: str | Path,
+        *,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+    ) -> Adapter:
+        """Open an adapter of the Hub or of a local folder.
+
+        A Hub adapter is pinned to a commit and its files are downloaded; tensors are read one module at a time.
+
+        Args:
+            repo_or_folder: ``owner/name``, ``owner/name@revision:subfolder``, ``hf://…`` or a folder.
+            revision: Branch, tag or commit.
+            subfolder: Folder inside the repository.
+            token: Hub token; ``None`` takes the stored login, ``False`` none.
+            local_files_only: Never use the network.
+
+        Raises:
+            AdapterNotFound: There is no such adapter, or no right to read it.
+            AdapterFormatError: Its files are damaged.
+            UnsupportedAdapter: It is not a LoRA adapter in PEFT format.
+            HubUnavailable: The Hub did not answer.
+        """
+        from hub_merge.hub import Hub
+        from hub_merge.sources import open_adapter
+
+        hub = Hub(token=token, offline=local_files_only)
+        return open_adapter(repo_or_folder, revision=revision, subfolder=subfolder, hub=hub)
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Any], config: Mapping[str, Any], *, name: str) -> Adapter:
+        """Build an adapter from PEFT's state dict (torch tensors or arrays) and its config, without any file."""
+        from hub_merge.formats.peft import adapter_from_tensors
+        from hub_merge.formats.tensors import ArrayStore
+
+        return adapter_from_tensors(dict(config), ArrayStore(state_dict), name=name)
+
+    def factors(self, module: str, shape: tuple[int, int] | None = None) -> LoraFactors:
+        """Return the factors of ``module``; rank-0 factors of ``shape`` if this adapter lacks it.
+
+        Raises:
+            KeyError: The adapter lacks ``module`` and no ``shape`` was given.
+        """
+        if module in self.modules:
+            return self.load(module)
+        if shape is None:
+            raise KeyError(module)
+        return LoraFactors.empty(shape)
+
+    @property
+    def rank(self) -> int:
+        """Largest rank over the modules, 0 without any."""
+        return max((spec.rank for spec in self.modules.values()), default=0)
+
+    def save_pretrained(self, folder: str | Path, *, force: bool = False) -> Path:
+        """Write this adapter to ``folder`` in the portable profile of PEFT's format, whole or not at all.
+
+        Raises:
+            OutputExists: ``folder`` is there already and ``force`` is not set.
+        """
+        from hub_merge.pipeline import save
+
+        return save(self, Path(folder), force=force)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+        token: str | bool | None = None,
+    ) -> Published:
+        """Write this adapter to a temporary folder and publish it as one commit.
+
+        Raises:
+            PublishError: The Hub refused, or the repository changed meanwhile.
+        """
+        from hub_merge.pipeline import push
+
+        return push(self, repo_id, private=private, create_pr=create_pr, commit_message=commit_message, token=token)

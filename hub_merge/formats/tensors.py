@@ -1,0 +1,332 @@
+"""Tensors by name: memory-mapped safetensors files, headers alone, or arrays, behind one small interface.
+
+The header of a safetensors file is checked before anything in it is believed: its length, that names are unique, that
+dtype and shape account for every byte, and that the tensors fill the file without a gap or an overlap.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from hub_merge.adapter import Array
+from hub_merge.errors import AdapterFormatError
+
+__all__ = [
+    "ArrayStore",
+    "HeaderStore",
+    "JoinedStore",
+    "SafetensorsStore",
+    "SafetensorsWriter",
+    "TensorInfo",
+    "TensorStore",
+    "dtype_named",
+    "widest",
+]
+
+MAX_HEADER = 25_000_000
+"""Bytes; the Hub's own viewer reads no longer header."""
+MAX_TENSORS = 200_000
+MAX_NAME = 512
+LENGTH_FIELD = 8
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U64": np.dtype(np.uint64),
+    "U32": np.dtype(np.uint32),
+    "U16": np.dtype(np.uint16),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""Names of safetensors and what they are in numpy."""
+
+FLOATS = ("float64", "float32", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn")
+"""Names of the floating dtypes that factors may have, widest range first."""
+
+WRITABLE = ("float32", "bfloat16", "float16")
+"""Dtypes a composite may be written in: what PEFT and the serving engines load."""
+
+
+def dtype_named(name: str) -> np.dtype[Any]:
+    """Return the numpy dtype called ``name`` (``float32``, ``bfloat16``, ...)."""
+    return next(dtype for dtype in DTYPES.values() if dtype.name == name)
+
+
+def widest(names: Iterable[str]) -> str:
+    """Return the writable dtype that loses least of all ``names``: float16 beside bfloat16 takes float32."""
+    seen = set(names)
+    if seen <= {"bfloat16"} and seen:
+        return "bfloat16"
+    if seen and seen <= {"float16", "float8_e5m2", "float8_e4m3fn"}:
+        return "float16"
+    return "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Dtype name, shape and, inside a file, the byte range after the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int = 0
+    end: int = 0
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the numbers are floating point of a kind that factors may have."""
+        return self.dtype in FLOATS
+
+
+class TensorStore(Protocol):
+    """Named tensors: what they are at once, their numbers when asked."""
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """Dtype and shape by name."""
+
+    def read(self, name: str) -> Array:
+        """Return one tensor."""
+
+
+def parse_header(head: bytes, file: str, total: int) -> dict[str, TensorInfo]:
+    """Return what a safetensors header says, after checking it against the file's size.
+
+    Args:
+        head: The file's first bytes: length field and the whole header.
+        file: Name for messages.
+        total: Size of the whole file in bytes.
+
+    Raises:
+        AdapterFormatError: The header is cut short, too long, ambiguous, or does not account for every byte.
+    """
+    length = header_length(head, file, total)
+    try:
+        entries = json.loads(head[LENGTH_FIELD : LENGTH_FIELD + length], object_pairs_hook=_unique)
+        entries.pop("__metadata__", None)
+        infos = {name: _tensor_info(entry) for name, entry in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _damaged(file, f"its header does not parse ({error!r})") from error
+    _check_layout(infos, file, total - LENGTH_FIELD - length)
+    return infos
+
+
+def header_length(head: bytes, file: str, total: int) -> int:
+    """Return the length of the header in bytes, judged against the file's size.
+
+    Raises:
+        AdapterFormatError: ``head`` is no beginning of a safetensors file.
+    """
+    if head.startswith(b"version https://git-lfs"):
+        raise AdapterFormatError(
+            f"{file} is a git-lfs pointer, not weights.", remedy="Fetch the file itself: git lfs pull."
+        )
+    if len(head) < LENGTH_FIELD:
+        raise _damaged(file, f"it has {len(head)} bytes")
+    length = int.from_bytes(head[:LENGTH_FIELD], "little")
+    if length > MAX_HEADER:
+        raise _damaged(file, f"its header claims {length} bytes, more than {MAX_HEADER}")
+    if LENGTH_FIELD + length > total:
+        raise _damaged(file, f"its header claims {length} bytes, but the file has {total}")
+    return length
+
+
+def _damaged(file: str, why: str) -> AdapterFormatError:
+    return AdapterFormatError(
+        f"{file} is not a sound safetensors file: {why}.", remedy="Download it again, or ask its author to upload it."
+    )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return content
+
+
+def _tensor_info(entry: Mapping[str, Any]) -> TensorInfo:
+    dtype = DTYPES.get(entry["dtype"])
+    shape = tuple(entry["shape"])
+    begin, end = entry["data_offsets"]
+    if dtype is None:
+        raise ValueError(f"dtype {entry['dtype']!r} is unknown")
+    if not all(type(value) is int and value >= 0 for value in (*shape, begin, end)):
+        raise ValueError(f"shape {shape} or offsets {begin}, {end} are no sizes")
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError(f"shape {shape} of {dtype.name} does not take {end - begin} bytes")
+    return TensorInfo(dtype.name, shape, begin, end)
+
+
+def _check_layout(infos: Mapping[str, TensorInfo], file: str, size: int) -> None:
+    if len(infos) > MAX_TENSORS:
+        raise _damaged(file, f"it lists {len(infos)} tensors, more than {MAX_TENSORS}")
+    if long := [name for name in infos if len(name) > MAX_NAME]:
+        raise _damaged(file, f"a tensor's name has {len(long[0])} characters")
+    position = 0
+    for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != position:
+            raise _damaged(file, f"tensor {name} begins at byte {info.begin}, expected {position}")
+        position = info.end
+    if position != size:
+        raise _damaged(file, f"its tensors take {position} bytes of {size}")
+
+
+class SafetensorsStore:
+    """A memory-mapped safetensors file. Tensors are views of the file; reading one costs its own pages only."""
+
+    def __init__(self, path: Path) -> None:
+        """Open ``path`` and check its header.
+
+        Raises:
+            AdapterFormatError: The file is damaged.
+        """
+        total = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(LENGTH_FIELD + 64)
+            length = header_length(head, path.name, total)
+            head += file.read(max(0, LENGTH_FIELD + length - len(head)))
+            self.infos: Mapping[str, TensorInfo] = parse_header(head, path.name, total)
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._start = LENGTH_FIELD + length
+
+    def read(self, name: str) -> Array:
+        """Return one tensor as a read-only view of the file."""
+        info = self.infos[name]
+        count = math.prod(info.shape)
+        flat = np.frombuffer(self._bytes, dtype_named(info.dtype), count, self._start + info.begin)
+        return flat.reshape(info.shape)
+
+
+class HeaderStore:
+    """What a header says, without the numbers."""
+
+    def __init__(self, infos: Mapping[str, TensorInfo]) -> None:
+        self.infos = infos
+
+    def read(self, name: str) -> Array:
+        """Refuse: the numbers were not downloaded."""
+        raise AdapterFormatError(f"Tensor {name} was not downloaded.", remedy="Pull the adapter to read its weights.")
+
+
+class JoinedStore:
+    """Several files as one, such as the shards of an adapter."""
+
+    def __init__(self, stores: Iterable[TensorStore]) -> None:
+        """Join ``stores``.
+
+        Raises:
+            AdapterFormatError: Two of them hold a tensor of the same name.
+        """
+        self._home: dict[str, TensorStore] = {}
+        for store in stores:
+            if twice := self._home.keys() & store.infos.keys():
+                raise AdapterFormatError(
+                    f"Tensor {min(twice)} is in two shards.", remedy="Ask the author to upload the adapter again."
+                )
+            self._home.update(dict.fromkeys(store.infos, store))
+        self.infos: Mapping[str, TensorInfo] = {name: store.infos[name] for name, store in self._home.items()}
+
+    def read(self, name: str) -> Array:
+        """Return one tensor from the file that holds it."""
+        return self._home[name].read(name)
+
+
+class ArrayStore:
+    """Arrays or torch tensors that are in memory already."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self._arrays = {name: _as_array(tensor) for name, tensor in tensors.items()}
+        self.infos: Mapping[str, TensorInfo] = {
+            name: TensorInfo(array.dtype.name, array.shape) for name, array in self._arrays.items()
+        }
+
+    def read(self, name: str) -> Array:
+        """Return one tensor."""
+        return self._arrays[name]
+
+
+def _as_array(tensor: Any) -> NDArray[Any]:
+    if not hasattr(tensor, "detach"):
+        return np.asarray(tensor)
+    tensor = tensor.detach().cpu().contiguous()
+    name = str(tensor.dtype).removeprefix("torch.")
+    if name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        import torch  # numpy knows none of these dtypes, so the raw bytes go over
+
+        return np.asarray(tensor.view(torch.uint8).numpy()).view(dtype_named(name)).reshape(tuple(tensor.shape))
+    return np.asarray(tensor.numpy())
+
+
+class SafetensorsWriter:
+    """Write a safetensors file tensor by tensor, in the order of ``infos``, without holding it in memory."""
+
+    def __init__(self, file: IO[bytes], infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+        """Write the header.
+
+        Args:
+            file: Open for writing, at its beginning.
+            infos: Dtype name and shape of every tensor, in the order in which they will be written.
+        """
+        self._file = file
+        self._due = iter(infos.items())
+        file.write(_encode_header(infos))
+
+    def write(self, name: str, tensor: NDArray[Any]) -> None:
+        """Write the next tensor.
+
+        Raises:
+            ValueError: It is not the tensor that is due, or has another dtype or shape.
+        """
+        due = next(self._due, None)
+        if due != (name, (tensor.dtype.name, tensor.shape)):
+            raise ValueError(f"tensor {name} {tensor.dtype.name} {tensor.shape} is not due; due is {due}")
+        self._file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+
+    def finish(self) -> None:
+        """Check that nothing is missing.
+
+        Raises:
+            ValueError: Tensors were announced, but not written.
+        """
+        if (due := next(self._due, None)) is not None:
+            raise ValueError(f"tensor {due[0]} was not written")
+
+
+@contextmanager
+def safetensors_writer(path: Path, infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterator[SafetensorsWriter]:
+    """Open a ``SafetensorsWriter`` on a new file and see that it is complete."""
+    with path.open("xb") as file:
+        writer = SafetensorsWriter(file, infos)
+        yield writer
+        writer.finish()
+
+
+def _encode_header(infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    names = {dtype.name: name for name, dtype in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, (dtype, shape) in infos.items():
+        end = position + math.prod(shape) * dtype_named(dtype).itemsize
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % LENGTH_FIELD)
+    return len(text).to_bytes(LENGTH_FIELD, "little") + text

@@ -1,0 +1,267 @@
+"""The table of merge methods and the contract each declares."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import types
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hub_merge.adapter import LoraFactors
+from hub_merge.errors import MergeError, UnknownMethod
+
+__all__ = [
+    "Bounds",
+    "Coefficients",
+    "DefaultRank",
+    "Kernel",
+    "Method",
+    "Option",
+    "get_method",
+    "list_methods",
+    "merge_method",
+]
+
+ENTRY_POINTS = "hub_merge.methods"
+
+DefaultRank = Literal["total", "largest"]
+"""Rank of the result when none is asked for: the sum of the ranks of a module's parts, or the largest of them."""
+
+
+Coefficients = Callable[[Sequence[float], Sequence[bool]], Sequence[float]]
+
+
+Kernel = Callable[..., LoraFactors]
+"""``(parts, weights, *, rank, rng, **options) -> LoraFactors``; the signature is checked when it is registered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Closed range of an option; attach it with ``Annotated``."""
+
+    low: float
+    high: float = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option of a method, read from its signature."""
+
+    name: str
+    kind: type
+    default: Any
+    choices: tuple[str, ...] = ()
+    bounds: Bounds | None = None
+    optional: bool = False
+
+    def parse(self, value: Any) -> Any:
+        """Return ``value`` (text or a number) as what the method expects.
+
+        Raises:
+            MergeError: It is of the wrong kind, none of the choices, or out of range.
+        """
+        if self.optional and value in (None, "none"):
+            return None
+        try:
+            parsed = _as_kind(self.kind, value)
+        except (ValueError, TypeError) as error:
+            raise self._refusal(value) from error
+        out_of_range = self.bounds is not None and not self.bounds.low <= parsed <= self.bounds.high
+        if out_of_range or (self.choices and parsed not in self.choices):
+            raise self._refusal(value)
+        return parsed
+
+    def _refusal(self, value: Any) -> MergeError:
+        return MergeError(f"Option {self.name} is {value!r}.", remedy=f"It takes {self.describe()}.")
+
+    def describe(self) -> str:
+        """Return what the option takes, in words."""
+        if self.choices:
+            return " | ".join(self.choices)
+        if self.bounds is not None:
+            high = "" if self.bounds.high == float("inf") else f" to {self.bounds.high:g}"
+            return f"{self.kind.__name__} from {self.bounds.low:g}{high}"
+        return self.kind.__name__
+
+
+def _as_kind(kind: type, value: Any) -> Any:
+    if kind is bool:
+        return {"true": True, "false": False}[str(value).lower()] if not isinstance(value, bool) else value
+    if kind is int and float(value) != int(float(value)):
+        raise ValueError(value)
+    return kind(float(value)) if kind is int else kind(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One merge method.
+
+    Attributes:
+        name: Name on the command line and in recipes.
+        kernel: The function.
+        formula: What it computes, as one line.
+        aliases: Other names.
+        paper: arXiv id, empty if there is none.
+        default_rank: Rank of the result when none is asked for.
+        options: Its options, in order.
+        presets: Named settings of several options, chosen with ``preset=NAME``.
+        coefficients: For a method that, without a rank, is a linear combination of the deltas: its coefficients, from
+            the weights and from which adapters have the module.
+        cautions: What to tell about a combination of weights and options before it runs.
+    """
+
+    name: str
+    kernel: Kernel
+    formula: str
+    aliases: tuple[str, ...]
+    paper: str
+    default_rank: DefaultRank
+    options: tuple[Option, ...]
+    presets: Mapping[str, Mapping[str, Any]]
+    coefficients: Coefficients | None
+    cautions: Callable[[Sequence[float], Mapping[str, Any]], Sequence[str]] | None
+
+    @property
+    def summary(self) -> str:
+        """First line of the function's docstring."""
+        return inspect.getdoc(self.kernel).partition("\n")[0]  # type: ignore[union-attr]
+
+    @property
+    def description(self) -> str:
+        """The docstring up to its arguments."""
+        return inspect.getdoc(self.kernel).partition("\nArgs:")[0].strip()  # type: ignore[union-attr]
+
+    def parse_options(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return every option with its value, checked.
+
+        Raises:
+            MergeError: An option is unknown or has a wrong value.
+        """
+        known = {option.name: option for option in self.options}
+        given = dict(given)
+        if (preset := given.pop("preset", None)) is not None and self.presets:
+            given = {**self._preset(preset), **given}
+        if unknown := [name for name in given if name not in known]:
+            raise MergeError(
+                f"Method {self.name} has no option {unknown[0]}.",
+                remedy=f"Its options: {', '.join(known) or 'none'}; see hub-merge methods {self.name}.",
+            )
+        return {name: option.parse(given[name]) if name in given else option.default for name, option in known.items()}
+
+    def _preset(self, name: Any) -> Mapping[str, Any]:
+        if name not in self.presets:
+            raise MergeError(f"Method {self.name} has no preset {name!r}.", remedy=f"It has {', '.join(self.presets)}.")
+        return self.presets[name]
+
+    def output_rank(self, ranks: Sequence[int], rank: int | None) -> int:
+        """Return the rank that a module whose parts have ``ranks`` has after the merge."""
+        total = sum(ranks)
+        wanted = rank if rank is not None else total if self.default_rank == "total" else max(ranks, default=0)
+        return min(wanted, total)
+
+
+_methods: dict[str, Method] = {}
+
+
+def merge_method(
+    name: str,
+    *,
+    formula: str,
+    paper: str = "",
+    aliases: tuple[str, ...] = (),
+    default_rank: DefaultRank = "total",
+    presets: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
+    coefficients: Coefficients | None = None,
+    cautions: Callable[[Sequence[float], Mapping[str, Any]], Sequence[str]] | None = None,
+) -> Callable[[Kernel], Kernel]:
+    """Register the decorated function as the method ``name``; see ``Method`` for the arguments.
+
+    Raises:
+        ValueError: The name is taken, or the signature is not that of a method.
+    """
+
+    def register(kernel: Kernel) -> Kernel:
+        for taken in (name, *aliases):
+            if taken in _methods:
+                raise ValueError(f"two merge methods are called {taken}")
+        method = Method(
+            name=name,
+            kernel=kernel,
+            formula=formula,
+            aliases=aliases,
+            paper=paper,
+            default_rank=default_rank,
+            options=_read_options(kernel),
+            presets=presets,
+            coefficients=coefficients,
+            cautions=cautions,
+        )
+        _methods.update(dict.fromkeys((name, *aliases), method))
+        return kernel
+
+    return register
+
+
+def _read_options(kernel: Kernel) -> tuple[Option, ...]:
+    hints = get_type_hints(kernel, include_extras=True)
+    parameters = inspect.signature(kernel).parameters
+    if not {"parts", "weights", "rank", "rng"} <= parameters.keys():
+        raise ValueError("a merge method takes parts, weights, rank and rng")
+    return tuple(
+        _read_option(name, hints[name], parameter.default)
+        for name, parameter in parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("rank", "rng")
+    )
+
+
+def _read_option(name: str, hint: Any, default: Any) -> Option:
+    bounds = None
+    if get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        bounds = next((extra for extra in extras if isinstance(extra, Bounds)), None)
+    optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
+    if optional:
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    choices: tuple[str, ...] = get_args(hint) if get_origin(hint) is Literal else ()
+    kind: type = str if choices else hint
+    if kind not in (bool, int, float, str) or default is inspect.Parameter.empty:
+        raise ValueError(f"option {name} needs a default and one of the kinds bool, int, float, str, Literal")
+    return Option(name, kind, default, choices, bounds, optional)
+
+
+@cache
+def _load_all() -> Mapping[str, Method]:
+    """Import every file of this folder and every entry point, once."""
+    package = importlib.import_module("hub_merge.methods")
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"hub_merge.methods.{module.name}")
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        entry_point.load()
+    return _methods
+
+
+def list_methods() -> tuple[Method, ...]:
+    """Return every method once, by name."""
+    return tuple(sorted({method.name: method for method in _load_all().values()}.values(), key=lambda m: m.name))
+
+
+def get_method(name: str) -> Method:
+    """Return the method of that name or alias.
+
+    Raises:
+        UnknownMethod: There is none.
+    """
+    methods = _load_all()
+    if name in methods:
+        return methods[name]
+    close = difflib.get_close_matches(name, methods, n=1)
+    hint = f"Did you mean {close[0]}? " if close else ""
+    raise UnknownMethod(
+        f"There is no merge method {name!r}.", remedy=f"{hint}Methods: {', '.join(m.name for m in list_methods())}."
+    )

@@ -1,0 +1,63 @@
+"""``sum``: the exact sum of deltas (arXiv 2508.11985, 2212.04089)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hub_merge.adapter import LoraFactors
+from hub_merge.gram import best_rank_k, result_dtype, stack
+from hub_merge.methods.registry import merge_method
+
+__all__ = ["concatenated", "weighted_sum"]
+
+
+def concatenated(parts: Sequence[LoraFactors], weights: Sequence[float]) -> LoraFactors:
+    """Return ``sum_i weights[i] * delta_i`` exactly, by putting the factors side by side.
+
+    A stays as it is; weight and scaling go into B, rounded once.
+    """
+    dtype = result_dtype(parts)
+    present = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part.rank and weight]
+    if not present:
+        return LoraFactors.empty(parts[0].shape)
+    A = np.concatenate([part.A.astype(dtype) for part, _ in present], axis=0)
+    B = np.concatenate(
+        [(weight * part.scaling * part.B.astype(np.float64)).astype(dtype) for part, weight in present], axis=1
+    )
+    return LoraFactors(A, B)
+
+
+@merge_method(
+    "sum",
+    formula="delta = sum_i w_i * delta_i",
+    paper="2508.11985",
+    aliases=("cat",),
+    coefficients=lambda weights, present: weights,
+)
+def weighted_sum(
+    parts: Sequence[LoraFactors],
+    weights: Sequence[float],
+    *,
+    rank: int | None = None,
+    rng: np.random.Generator,
+) -> LoraFactors:
+    """Return the weighted sum of the deltas: exact, or with a rank the closest update of that rank.
+
+    Without a rank the factors are put side by side, ``[w_1 s_1 B_1 …][A_1; …]``, which equals the sum of the deltas;
+    adding the factors themselves would not, for ``(B_1 + B_2)(A_1 + A_2)`` has cross terms. With a rank the sum is
+    truncated optimally in Frobenius norm (Eckart and Young); what is lost is the tail of its singular values.
+
+    Args:
+        parts: One module's factors, all of one ``(out, in)`` shape. Not modified.
+        weights: One number a part.
+        rank: Largest rank of the result.
+        rng: Not used.
+
+    Returns:
+        Factors with scaling 1, float32 (float64 if a part is).
+    """
+    if rank is None or rank >= sum(part.rank for part in parts):
+        return concatenated(parts, weights)
+    return best_rank_k(stack(parts, weights), rank).astype(result_dtype(parts))

@@ -1,0 +1,316 @@
+"""What was asked (``Recipe``) and what was done (``MergeRecord``), both plain data that survive a round trip.
+
+A recipe is YAML whose field names follow mergekit's configuration where they mean the same::
+
+    merge_method: lego
+    base_model: HuggingFaceTB/SmolLM2-135M-Instruct
+    models:
+      - model: someone/math-lora@1f0c…          # owner/name[@revision][:subfolder], or a folder beside the recipe
+        parameters: {weight: 1.0}
+      - model: ./medicine
+        parameters:
+          weight:                               # by module: the first filter found in the module's name counts
+            - {filter: self_attn.v_proj, value: 0.5}
+            - {value: 1.0}
+    parameters: {rank: 8, clustering: kmeans}
+    dtype: float32
+    seed: 0
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+import yaml
+
+from hub_merge.errors import RecipeError
+
+__all__ = ["SCHEMA_VERSION", "MergeRecord", "Parent", "Recipe", "Source", "Weight", "weight_for"]
+
+SCHEMA_VERSION = 1
+"""Version of ``hub_merge.json``; raised when an old reader would misunderstand a new file."""
+
+Weight: TypeAlias = float | Mapping[str, float]
+"""One number, or numbers by module: ``{"self_attn": 0.5, "*": 1.0}``; the first filter found in a name counts."""
+
+EVERY_MODULE = "*"
+
+
+def weight_for(weight: Weight, module: str) -> float:
+    """Return the number that ``weight`` gives to ``module``; 1.0 where no filter matches."""
+    if not isinstance(weight, Mapping):
+        return float(weight)
+    return next((float(value) for part, value in weight.items() if part in (EVERY_MODULE, "") or part in module), 1.0)
+
+
+def checked_weight(weight: object, subject: str) -> Weight:
+    """Return ``weight`` if it is finite numbers, else raise.
+
+    Raises:
+        RecipeError: It is neither a finite number nor a mapping of filters to finite numbers.
+    """
+    if isinstance(weight, Mapping):
+        return {str(part): _finite(value, subject) for part, value in weight.items()}
+    return _finite(weight, subject)
+
+
+def _finite(value: object, subject: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise RecipeError(f"The weight of {subject} is {value!r}.", remedy="Give a finite number, such as 0.5 or -1.")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One adapter of a recipe: a reference and its weight."""
+
+    model: str
+    weight: Weight = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that determines a merge.
+
+    Attributes:
+        merge_method: Registered name of the method.
+        models: The adapters with their weights, in order.
+        base_model: Base model, asserted by the user where the adapters do not prove it.
+        rank: Rank asked for; ``None`` leaves it to the method.
+        options: Further options of the method.
+        dtype: Dtype of the written factors; ``None`` takes the widest of the sources.
+        seed: Seed of every random choice.
+        allow: Codes of the findings that the user accepted.
+    """
+
+    merge_method: str
+    models: tuple[Source, ...]
+    base_model: str | None = None
+    rank: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    seed: int = 0
+    allow: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe in the shape of its YAML."""
+        parameters = {**({} if self.rank is None else {"rank": self.rank}), **self.options}
+        asked: dict[str, Any] = {
+            "merge_method": self.merge_method,
+            "base_model": self.base_model,
+            "models": [
+                {"model": source.model, "parameters": {"weight": _weight_to_yaml(source.weight)}}
+                for source in self.models
+            ],
+            "parameters": parameters,
+            "dtype": self.dtype,
+            "seed": self.seed,
+            "allow": list(self.allow),
+        }
+        return {key: value for key, value in asked.items() if value not in (None, {}, [])}
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML that ``from_yaml`` reads back."""
+        text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        return text
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            RecipeError: The text is not YAML, or a field is missing, unknown or of the wrong kind.
+        """
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"The recipe is not valid YAML: {error}", remedy="Mend the line named.") from error
+        return cls.from_dict(content)
+
+    @classmethod
+    def from_dict(cls, content: object) -> Recipe:
+        """Read a recipe from plain data; see ``from_yaml``."""
+        if not isinstance(content, Mapping):
+            raise RecipeError("The recipe is not a mapping.", remedy="Start it with 'merge_method: sum'.")
+        known = {"merge_method", "base_model", "models", "parameters", "dtype", "seed", "allow"}
+        if unknown := sorted(str(key) for key in content.keys() - known):
+            raise RecipeError(
+                f"The recipe has unknown fields: {', '.join(unknown)}.", remedy=f"Known: {', '.join(sorted(known))}."
+            )
+        models = content.get("models")
+        if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+            raise RecipeError("The recipe lists no models.", remedy="Add 'models:' with one '- model: …' an adapter.")
+        options = dict(_mapping(content.get("parameters"), "parameters"))
+        rank = options.pop("rank", None)
+        return cls(
+            merge_method=_text(content.get("merge_method", "sum"), "merge_method"),
+            models=tuple(_source(entry) for entry in models),
+            base_model=None if content.get("base_model") is None else _text(content["base_model"], "base_model"),
+            rank=None if rank is None else _integer(rank, "rank"),
+            options=options,
+            dtype=None if content.get("dtype") is None else _text(content["dtype"], "dtype"),
+            seed=_integer(content.get("seed", 0), "seed"),
+            allow=tuple(_text(code, "allow") for code in content.get("allow") or ()),
+        )
+
+
+def _source(entry: object) -> Source:
+    if isinstance(entry, str):
+        return Source(entry)
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str):
+        raise RecipeError(f"{entry!r} does not name a model.", remedy="Write '- model: owner/name'.")
+    weight = _mapping(entry.get("parameters"), "parameters").get("weight", 1.0)
+    if isinstance(weight, Sequence) and not isinstance(weight, str):
+        weight = {
+            str(rule.get("filter", EVERY_MODULE)): rule.get("value")
+            for rule in (_mapping(rule, "weight") for rule in weight)
+        }
+    return Source(entry["model"], checked_weight(weight, entry["model"]))
+
+
+def _weight_to_yaml(weight: Weight) -> float | list[dict[str, Any]]:
+    if not isinstance(weight, Mapping):
+        return weight
+    return [
+        {"value": value} if part == EVERY_MODULE else {"filter": part, "value": value} for part, value in weight.items()
+    ]
+
+
+def _mapping(value: object, name: str) -> Mapping[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise RecipeError(f"'{name}' is {value!r}.", remedy="It must be a mapping.")
+    return value
+
+
+def _text(value: object, name: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise RecipeError(f"'{name}' is {value!r}.", remedy="It must be text.")
+    return value
+
+
+def _integer(value: object, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise RecipeError(f"'{name}' is {value!r}.", remedy="It must be a whole number.")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """One adapter that went into a composite, as the record keeps it.
+
+    Attributes:
+        name: Name used in tables.
+        model: Reference that finds it again: ``owner/name@commit[:subfolder]``, or ``./name`` for a local folder.
+        repo_id: Hub id, ``None`` for a local folder.
+        commit: Commit of the repository, 40 hex digits.
+        subfolder: Folder inside the repository.
+        files: ``{name, sha256, size}`` of each file that was read.
+        base_model: Base model as the adapter states it; ``None`` also where it stated a local path.
+        license: Licence the repository states.
+        gated: Whether the repository asks for access.
+        private: Whether the repository is private.
+        weight: Weight in the merge.
+        rank: Largest rank.
+        scalings: Smallest and largest effective scaling over the modules.
+        modules: Number of adapted modules.
+        task_type: PEFT task type.
+    """
+
+    name: str
+    model: str
+    repo_id: str | None
+    commit: str | None
+    subfolder: str
+    files: tuple[Mapping[str, Any], ...]
+    base_model: str | None
+    license: str | None
+    gated: bool
+    private: bool
+    weight: Weight
+    rank: int
+    scalings: tuple[float, float]
+    modules: int
+    task_type: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MergeRecord:
+    """What was done: enough to repeat the merge and to judge it. Written as ``hub_merge.json``.
+
+    Attributes:
+        recipe: The recipe with every reference pinned.
+        parents: The adapters that went in.
+        base_model: Canonical base, ``None`` if unknown.
+        base_license: Licence of the base, where it could be read.
+        output: ``{rank, dtype, modules, task_type, files}`` of the composite.
+        findings: Cautions and accepted problems, as plain data.
+        scores: The orthogonality scores, as plain data (``scores.Scores.to_dict``).
+        proof: What re-reading the written file showed (``proof.Proof.to_dict``).
+        versions: Versions of this package and of the libraries that shaped the bytes.
+    """
+
+    recipe: Recipe
+    parents: tuple[Parent, ...]
+    base_model: str | None
+    base_license: str | None
+    output: Mapping[str, Any]
+    findings: tuple[Mapping[str, Any], ...]
+    scores: Mapping[str, Any]
+    proof: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    def to_json(self) -> str:
+        """Return the record as JSON; the same record gives the same bytes."""
+        content = {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": self.recipe.to_dict(),
+            "parents": [asdict(parent) for parent in self.parents],
+            "base_model": self.base_model,
+            "base_license": self.base_license,
+            "output": self.output,
+            "findings": self.findings,
+            "scores": self.scores,
+            "proof": self.proof,
+            "versions": self.versions,
+        }
+        return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> MergeRecord:
+        """Read a record.
+
+        Raises:
+            RecipeError: The text is no record, or was written by a newer version.
+        """
+        try:
+            content = json.loads(text)
+            version = content["schema_version"]
+            if not isinstance(version, int) or version > SCHEMA_VERSION:
+                raise RecipeError(
+                    f"hub_merge.json has schema version {version!r}; this version reads up to {SCHEMA_VERSION}.",
+                    remedy="Upgrade hub-merge.",
+                )
+            return cls(
+                recipe=Recipe.from_dict(content["recipe"]),
+                parents=tuple(
+                    Parent(**{**parent, "files": tuple(parent["files"]), "scalings": tuple(parent["scalings"])})
+                    for parent in content["parents"]
+                ),
+                base_model=content["base_model"],
+                base_license=content["base_license"],
+                output=content["output"],
+                findings=tuple(content["findings"]),
+                scores=content["scores"],
+                proof=content["proof"],
+                versions=content["versions"],
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RecipeError(
+                f"hub_merge.json is not a merge record: {error!r}.", remedy="Merge again to write a new one."
+            ) from error

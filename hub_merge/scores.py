@@ -1,0 +1,265 @@
+"""How much the deltas of adapters overlap: a score of orthogonality, computed from the factors alone.
+
+It describes geometry. It does not predict quality: whether orthogonal adapters compose well is contested
+(arXiv 2508.11985 finds that it tracks the loss, 2510.03262 and 2606.11262 find that it says little). Beside every
+cosine stands what keeps it honest: the level that chance gives, the similarity of the A factors, which is high when two
+trainings merely started from one seed, and the norms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from hub_merge.adapter import Adapter, LoraFactors
+from hub_merge.gram import Float64, Stack, inner_products, orthonormal, stack
+from hub_merge.parallel import map_modules
+from hub_merge.recipe import Weight, weight_for
+
+__all__ = ["ModuleScore", "PairScore", "Scores", "score"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleScore:
+    """Overlap of two adapters in one module that both adapt. All dimensionless.
+
+    Attributes:
+        cosine: Frobenius cosine of the deltas, [-1, 1]; ``None`` where a delta is zero.
+        chance: Standard deviation of the cosine of two random deltas of this shape, ``1 / sqrt(out * in)``.
+        left: Overlap of the output spaces, ``‖Q_iᵀ Q_j‖² / min(rank)``, [0, 1] (squared cosines of principal angles).
+        right: The same of the input spaces.
+        left_angle: Smallest principal angle between the output spaces, degrees, [0, 90].
+        right_angle: The same of the input spaces.
+        left_chance: What ``left`` is on average for random spaces, ``max(rank) / out``.
+        right_chance: What ``right`` is on average for random spaces.
+        a_rows: Mean of ``|cos|`` between row k of A and row k of the other A, [0, 1].
+        a_rows_chance: The same for random rows, ``sqrt(2 / (pi * in))``.
+    """
+
+    cosine: float | None
+    chance: float
+    left: float
+    right: float
+    left_angle: float
+    right_angle: float
+    left_chance: float
+    right_chance: float
+    a_rows: float | None
+    a_rows_chance: float
+
+
+@dataclass(frozen=True, slots=True)
+class PairScore:
+    """Overlap of two adapters.
+
+    Attributes:
+        first: Name of the one adapter.
+        second: Name of the other.
+        rms_cosine: Root mean square over shared modules of the cosine, [0, 1]; the headline. ``None`` without any.
+        chance: The value ``rms_cosine`` has for random deltas of these shapes.
+        times_chance: Root mean square of ``cosine / chance`` by module; 1 is what chance gives.
+        global_cosine: Cosine of the whole deltas, all modules as one vector, [-1, 1].
+        mean_abs_cosine: Mean of ``|cosine|`` over shared modules, [0, 1].
+        max_abs_cosine: Largest ``|cosine|``, [0, 1].
+        max_module: The module that has it.
+        sign_conflict: Estimated share of entries of opposite sign, ``arccos(global_cosine) / pi``, [0, 1].
+        left: Mean overlap of the output spaces, [0, 1]; ``left_chance`` is its level for random spaces.
+        right: Mean overlap of the input spaces, [0, 1]; ``right_chance`` is its level for random spaces.
+        a_rows: Mean row-wise ``|cos|`` of A, [0, 1]; near 1 means one initialisation, not one task.
+        a_rows_chance: Level of ``a_rows`` for random rows, ``sqrt(2 / (pi * in))``.
+        norm_ratio: Larger norm over smaller, [1, inf); ``None`` where a norm is zero.
+        shared_modules: Modules that both adapt with a delta that is not zero.
+        modules: Scores by module.
+    """
+
+    first: str
+    second: str
+    rms_cosine: float | None
+    chance: float | None
+    times_chance: float | None
+    global_cosine: float | None
+    mean_abs_cosine: float | None
+    max_abs_cosine: float | None
+    max_module: str | None
+    sign_conflict: float | None
+    left: float | None
+    right: float | None
+    left_chance: float | None
+    right_chance: float | None
+    a_rows: float | None
+    a_rows_chance: float | None
+    norm_ratio: float | None
+    shared_modules: int
+    modules: Mapping[str, ModuleScore]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores of a set of adapters.
+
+    Attributes:
+        adapters: Names, in the order given.
+        norms: Frobenius norm of each whole delta, unweighted.
+        rms_cosine: Mean of the pairs' ``rms_cosine``; ``None`` without a pair that has one.
+        retention: Share of each adapter's delta that the weighted sum keeps along it,
+            ``<sum_j w_j delta_j, delta_i> / ‖delta_i‖²``: its weight when all others are orthogonal to it.
+        pairs: One entry a pair, in the order of ``adapters``.
+    """
+
+    adapters: tuple[str, ...]
+    norms: tuple[float, ...]
+    rms_cosine: float | None
+    retention: tuple[float | None, ...]
+    pairs: tuple[PairScore, ...]
+
+    def matrix(self) -> list[list[float | None]]:
+        """Return the symmetric matrix of RMS cosines, 1 on the diagonal."""
+        place = {name: number for number, name in enumerate(self.adapters)}
+        rows: list[list[float | None]] = [[None] * len(place) for _ in place]
+        for number in place.values():
+            rows[number][number] = 1.0
+        for pair in self.pairs:
+            i, j = place[pair.first], place[pair.second]
+            rows[i][j] = rows[j][i] = pair.rms_cosine
+        return rows
+
+    def to_dict(self, modules: bool = True) -> dict[str, Any]:
+        """Return the scores as plain data; ``modules=False`` leaves out the entries by module."""
+        content = asdict(self)
+        if not modules:
+            for pair in content["pairs"]:
+                del pair["modules"]
+        return content
+
+
+def score(adapters: Sequence[Adapter], weights: Sequence[Weight] | None = None) -> Scores:
+    """Return how much the deltas of ``adapters`` overlap, and what their weighted sum would keep of each.
+
+    Everything follows from ``A Aᵀ`` and ``Bᵀ B`` of the stacked factors, formed in float64, one module at a time;
+    ``<delta_i, delta_j> = s_i s_j sum((B_iᵀ B_j) * (A_i A_jᵀ))``.
+
+    Args:
+        adapters: One or more adapters with different names.
+        weights: Weights of the sum that ``retention`` speaks of, 1.0 by default.
+    """
+    count = len(adapters)
+    weights = [1.0] * count if weights is None else weights
+    total = np.zeros((count, count))
+    kept = np.zeros(count)
+    by_pair: dict[tuple[int, int], dict[str, ModuleScore]] = {pair: {} for pair in combinations(range(count), 2)}
+    names = sorted({module for adapter in adapters for module in adapter.modules})
+    for module, products, found in map_modules(lambda module: _score_module(adapters, module), names):
+        total += products
+        kept += products @ [weight_for(weight, module) for weight in weights]
+        for pair, module_score in found.items():
+            by_pair[pair][module] = module_score
+    norms = np.sqrt(np.diag(total))
+    pairs = tuple(
+        _score_pair(adapters[i].name, adapters[j].name, float(total[i, j]), float(norms[i]), float(norms[j]), found)
+        for (i, j), found in by_pair.items()
+    )
+    return Scores(
+        adapters=tuple(adapter.name for adapter in adapters),
+        norms=tuple(float(norm) for norm in norms),
+        rms_cosine=_mean(pair.rms_cosine for pair in pairs),
+        retention=tuple(float(kept[i] / total[i, i]) if total[i, i] > 0 else None for i in range(count)),
+        pairs=pairs,
+    )
+
+
+def _score_module(adapters: Sequence[Adapter], module: str) -> tuple[str, Float64, dict[tuple[int, int], ModuleScore]]:
+    present = [i for i, adapter in enumerate(adapters) if module in adapter.modules]
+    parts = [adapters[i].factors(module) for i in present]
+    stacked = stack(parts)
+    local = inner_products(stacked, len(parts))
+    products = np.zeros((len(adapters), len(adapters)))
+    products[np.ix_(present, present)] = local
+    found = {
+        (present[i], present[j]): _score_overlap(stacked, local, i, j, parts)
+        for i, j in combinations(range(len(present)), 2)
+    }
+    return module, products, found
+
+
+def _score_overlap(stacked: Stack, products: Float64, i: int, j: int, parts: Sequence[LoraFactors]) -> ModuleScore:
+    rows_i, rows_j = np.flatnonzero(stacked.owner == i), np.flatnonzero(stacked.owner == j)
+    out_features, in_features = parts[0].shape
+    left = _squared_cosines(stacked.gram_b, rows_i, rows_j)
+    right = _squared_cosines(stacked.gram_a, rows_i, rows_j)
+    smaller, larger = sorted((len(rows_i), len(rows_j)))
+    norm = math.sqrt(products[i, i] * products[j, j])
+    paired = np.abs(np.diag(stacked.gram_a[np.ix_(rows_i[:smaller], rows_j[:smaller])]))
+    return ModuleScore(
+        cosine=float(np.clip(products[i, j] / norm, -1.0, 1.0)) if norm > 0 else None,
+        chance=1.0 / math.sqrt(out_features * in_features),
+        left=float(left.sum() / smaller) if smaller else 0.0,
+        right=float(right.sum() / smaller) if smaller else 0.0,
+        left_angle=_smallest_angle(left),
+        right_angle=_smallest_angle(right),
+        left_chance=min(1.0, larger / out_features),
+        right_chance=min(1.0, larger / in_features),
+        a_rows=float(paired.mean()) if smaller else None,
+        a_rows_chance=math.sqrt(2 / (math.pi * in_features)),
+    )
+
+
+def _squared_cosines(gram: Float64, rows_i: np.ndarray[Any, Any], rows_j: np.ndarray[Any, Any]) -> Float64:
+    """Return the squared cosines of the principal angles between two spans, largest first."""
+    W_i, _ = orthonormal(gram[np.ix_(rows_i, rows_i)])
+    W_j, _ = orthonormal(gram[np.ix_(rows_j, rows_j)])
+    if not (W_i.size and W_j.size):
+        return np.zeros(0)
+    cosines = np.linalg.svd(W_i.T @ gram[np.ix_(rows_i, rows_j)] @ W_j, compute_uv=False)
+    return np.clip(cosines, 0.0, 1.0) ** 2
+
+
+def _smallest_angle(squared_cosines: Float64) -> float:
+    largest = squared_cosines.max(initial=0.0)
+    return float(np.degrees(np.arccos(math.sqrt(largest))))
+
+
+def _score_pair(
+    first: str, second: str, product: float, norm_i: float, norm_j: float, found: Mapping[str, ModuleScore]
+) -> PairScore:
+    counted = {module: entry for module, entry in found.items() if entry.cosine is not None}
+    cosines = {module: abs(entry.cosine) for module, entry in counted.items() if entry.cosine is not None}
+    max_module = max(cosines, key=lambda module: cosines[module], default=None)
+    both = norm_i * norm_j
+    global_cosine = max(-1.0, min(1.0, product / both)) if both > 0 else None
+    entries = list(counted.values())
+    return PairScore(
+        first=first,
+        second=second,
+        rms_cosine=_rms(cosines.values()),
+        chance=_rms(entry.chance for entry in entries),
+        times_chance=_rms(cosines[module] / entry.chance for module, entry in counted.items()),
+        global_cosine=global_cosine,
+        mean_abs_cosine=_mean(cosines.values()),
+        max_abs_cosine=None if max_module is None else cosines[max_module],
+        max_module=max_module,
+        sign_conflict=None if global_cosine is None else math.acos(global_cosine) / math.pi,
+        left=_mean(entry.left for entry in entries),
+        right=_mean(entry.right for entry in entries),
+        left_chance=_mean(entry.left_chance for entry in entries),
+        right_chance=_mean(entry.right_chance for entry in entries),
+        a_rows=_mean(entry.a_rows for entry in entries),
+        a_rows_chance=_mean(entry.a_rows_chance for entry in entries),
+        norm_ratio=max(norm_i, norm_j) / min(norm_i, norm_j) if both > 0 else None,
+        shared_modules=len(counted),
+        modules=found,
+    )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _rms(values: Iterable[float]) -> float | None:
+    squares = _mean(value * value for value in values)
+    return None if squares is None else math.sqrt(squares)
