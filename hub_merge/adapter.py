@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -140,6 +140,7 @@ class Adapter:
         target_modules: Names that select exactly ``modules`` in the base; suffixes where they are safe.
         fan_in_fan_out: Whether the adapted layers keep weights as ``(in, out)`` (GPT-2's Conv1D).
         findings: What reading it brought to light.
+        has_values: Whether its tensors can be read; ``False`` when only headers were fetched.
         added_tokens: Tokens beyond the base vocabulary, by id, as far as the files tell.
         origin: Where it came from.
     """
@@ -153,6 +154,7 @@ class Adapter:
     target_modules: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
     findings: tuple[Finding, ...] = ()
+    has_values: bool = True
     added_tokens: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     origin: Origin = field(default_factory=Origin)
 
@@ -209,6 +211,10 @@ class Adapter:
             raise KeyError(module)
         return LoraFactors.empty(shape)
 
+    def renamed(self, name: str) -> Adapter:
+        """Return the same adapter under another name, in its findings too."""
+        return replace(self, name=name, findings=tuple(replace(found, adapter=name) for found in self.findings))
+
     @property
     def rank(self) -> int:
         """Largest rank over the modules, 0 without any."""
@@ -233,11 +239,18 @@ class Adapter:
         commit_message: str | None = None,
         token: str | bool | None = None,
     ) -> Published:
-        """Write this adapter to a temporary folder and publish it as one commit.
+        """Write and prove the adapter in a temporary folder and publish it as one commit.
+
+        Args:
+            repo_id: ``owner/name``; created if it does not exist.
+            private: Visibility of a new repository; private by default if a parent is gated or private.
+            create_pr: Open a pull request instead.
+            commit_message: Title of the commit.
+            token: Hub token; ``None`` takes the stored login.
 
         Raises:
             PublishError: The Hub refused, or the repository changed meanwhile.
         """
         from hub_merge.pipeline import push
 
-        return push(self, repo_id, private=private, create_pr=create_pr, commit_message=commit_message, token=token)
+        return push(self, repo_id, token=token, private=private, create_pr=create_pr, commit_message=commit_message)

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,6 +37,7 @@ from hub_merge.formats.tensors import (
 __all__ = [
     "CONFIG_FILE",
     "WEIGHTS_FILE",
+    "adapter_files",
     "adapter_from_headers",
     "adapter_from_tensors",
     "open_folder",
@@ -50,6 +52,8 @@ INDEX_FILE = "adapter_model.safetensors.index.json"
 SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 MAX_CONFIG = 1_000_000
 PREFIX = "base_model.model."
+
+WRAPPERS = re.compile(r"(?:module\.)?(?:base_model\.(?:model\.)?)?(?:module\.)?")
 
 FACTOR = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<side>[AB])(?:\.[^.]+)?\.weight|lora_embedding_(?P<embedding_side>[AB])(?:\.[^.]+)?)"
@@ -203,10 +207,19 @@ def open_folder(folder: Path, *, name: str, origin: Origin) -> Adapter:
         UnsupportedAdapter: It is not a LoRA adapter with safetensors weights.
     """
     config = parse_config((folder / CONFIG_FILE).read_bytes())
-    index = (folder / INDEX_FILE).read_bytes() if (folder / INDEX_FILE).is_file() else None
-    files = weight_files((path.name for path in folder.iterdir() if path.is_file()), index)
-    store = JoinedStore(SafetensorsStore(folder / file) for file in files)
+    store = JoinedStore(SafetensorsStore(folder / file) for file in adapter_files(folder)[1:])
     return adapter_from_tensors(config, store, name=name, origin=origin, added_tokens=_added_tokens(folder))
+
+
+def adapter_files(folder: Path) -> tuple[str, ...]:
+    """Return the names of the files an adapter is read from: its config, then its weights.
+
+    Raises:
+        AdapterFormatError: A file is missing.
+        UnsupportedAdapter: The weights are a pickle.
+    """
+    index = (folder / INDEX_FILE).read_bytes() if (folder / INDEX_FILE).is_file() else None
+    return (CONFIG_FILE, *weight_files((path.name for path in folder.iterdir() if path.is_file()), index))
 
 
 def adapter_from_headers(
@@ -272,9 +285,14 @@ def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
 
 def _matches(pattern: str, module: str) -> bool:
     """PEFT's rule (``peft.utils.other.get_pattern_key``): the pattern is the whole name or its end after a dot."""
-    if re.fullmatch(r"\w+", pattern):
-        return module == pattern or module.endswith(f".{pattern}")
-    return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    if re.fullmatch(r"[\w.]+", pattern) and not module.endswith(pattern.rpartition(".")[2]):
+        return False
+    return _compiled(pattern).match(module) is not None
+
+
+@lru_cache(maxsize=8192)  # re keeps 512, fewer than the patterns of a config that names every module
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _is_tame(pattern: str) -> bool:
@@ -373,11 +391,7 @@ class Pair:
 
 def _module_name(path: str) -> str:
     """Return the module's name in the base model: without PEFT's prefix and without wrappers of compile and DDP."""
-    for prefix in ("base_model.model.", "base_model."):
-        if path.startswith(prefix):
-            path = path.removeprefix(prefix)
-            break
-    return path.replace("_orig_mod.", "").removeprefix("module.")
+    return WRAPPERS.sub("", path.replace("_orig_mod.", ""), count=1)
 
 
 def _sort_keys(keys: Iterable[str]) -> tuple[dict[str, Pair], list[str]]:
@@ -415,7 +429,7 @@ def _spec(
         return note("missing_factor", module, f"{missing} is missing", "both factors", "Ask its author to upload it.")
     if not (a.is_float and b.is_float):
         return note("factor_dtype", module, f"factors are {a.dtype} and {b.dtype}", "floating point")
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1]:
+    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
         return note(
             "factor_shape", module, f"A {list(a.shape)} and B {list(b.shape)}", "A [rank, in] and B [out, rank]"
         )
@@ -486,20 +500,25 @@ def adapter_from_tensors(
         keys = pairs[module].keys
         return LoraFactors(store.read(keys["A"]), store.read(keys["B"]), specs[module].scaling)
 
-    base = config.get("base_model_name_or_path")
     return Adapter(
         name=name,
         modules=specs,
         load=load,
-        base_model=base if isinstance(base, str) and base else None,
-        base_revision=config.get("revision") if isinstance(config.get("revision"), str) else None,
-        task_type=config.get("task_type") if isinstance(config.get("task_type"), str) else None,
+        base_model=_text(config.get("base_model_name_or_path")) or None,
+        base_revision=_text(config.get("revision")),
+        task_type=_text(config.get("task_type")),
         target_modules=_safe_targets(config, specs),
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         findings=tuple(findings),
+        has_values=store.has_values,
         added_tokens=added_tokens or {},
         origin=origin or Origin(),
     )
+
+
+def _text(value: object) -> str | None:
+    """Return plain text, also for the text enumerations of PEFT, or ``None`` for anything else."""
+    return str.__str__(value) if isinstance(value, str) else None
 
 
 def _listed_targets(config: Mapping[str, Any]) -> list[str] | None:
@@ -526,8 +545,15 @@ def _safe_targets(config: Mapping[str, Any], specs: Mapping[str, ModuleSpec]) ->
     if not targets or not all(covered(module, targets) for module in specs):
         return tuple(specs)
     plain = [target for target in targets if target.rpartition(".")[2] in UNIQUE_NAMES]
-    qualified = {".".join(module.split(".")[-2:]) for module in specs if not covered(module, plain)}
+    qualified = {_qualified(module, targets) for module in specs if not covered(module, plain)}
     return tuple(sorted({target for target in plain if any(covered(module, [target]) for module in specs)} | qualified))
+
+
+def _qualified(module: str, targets: Iterable[str]) -> str:
+    """Return the end of the module's name as long as the target that selects it, but with the parent at least."""
+    segments = module.split(".")
+    length = min(target.count(".") + 1 for target in targets if covered(module, [target]))
+    return ".".join(segments[-max(2, length) :])
 
 
 def _target_findings(

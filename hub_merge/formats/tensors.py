@@ -103,6 +103,10 @@ class TensorStore(Protocol):
     def infos(self) -> Mapping[str, TensorInfo]:
         """Dtype and shape by name."""
 
+    @property
+    def has_values(self) -> bool:
+        """Whether ``read`` can work."""
+
     def read(self, name: str) -> Array:
         """Return one tensor."""
 
@@ -120,9 +124,11 @@ def parse_header(head: bytes, file: str, total: int) -> dict[str, TensorInfo]:
     """
     length = header_length(head, file, total)
     try:
-        entries = json.loads(head[LENGTH_FIELD : LENGTH_FIELD + length], object_pairs_hook=_unique)
+        text = head[LENGTH_FIELD : LENGTH_FIELD + length].decode()  # json.loads would guess UTF-16 and UTF-32 as well
+        entries = json.loads(text, object_pairs_hook=_unique)
         entries.pop("__metadata__", None)
         infos = {name: _tensor_info(entry) for name, entry in entries.items()}
+        "".join(infos).encode()  # refuses halves of surrogate pairs
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(file, f"its header does not parse ({error!r})") from error
     _check_layout(infos, file, total - LENGTH_FIELD - length)
@@ -192,6 +198,8 @@ def _check_layout(infos: Mapping[str, TensorInfo], file: str, size: int) -> None
 class SafetensorsStore:
     """A memory-mapped safetensors file. Tensors are views of the file; reading one costs its own pages only."""
 
+    has_values = True
+
     def __init__(self, path: Path) -> None:
         """Open ``path`` and check its header.
 
@@ -218,6 +226,8 @@ class SafetensorsStore:
 class HeaderStore:
     """What a header says, without the numbers."""
 
+    has_values = False
+
     def __init__(self, infos: Mapping[str, TensorInfo]) -> None:
         self.infos = infos
 
@@ -243,6 +253,7 @@ class JoinedStore:
                 )
             self._home.update(dict.fromkeys(store.infos, store))
         self.infos: Mapping[str, TensorInfo] = {name: store.infos[name] for name, store in self._home.items()}
+        self.has_values = all(store.has_values for store in self._home.values())
 
     def read(self, name: str) -> Array:
         """Return one tensor from the file that holds it."""
@@ -251,6 +262,8 @@ class JoinedStore:
 
 class ArrayStore:
     """Arrays or torch tensors that are in memory already."""
+
+    has_values = True
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self._arrays = {name: _as_array(tensor) for name, tensor in tensors.items()}

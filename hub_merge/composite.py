@@ -1,0 +1,144 @@
+"""A merge that has been decided but not yet computed: an adapter whose factors come out of a method."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hub_merge.adapter import Adapter, LoraFactors, ModuleSpec, Origin
+from hub_merge.compat import Compatibility
+from hub_merge.errors import MergeError
+from hub_merge.formats.tensors import widest
+from hub_merge.methods import Method
+from hub_merge.recipe import Weight, weight_for
+
+__all__ = ["Composite", "compose"]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Composite(Adapter):
+    """The result of a merge. It is an adapter like any other; ``factors`` runs the method for one module.
+
+    Attributes:
+        parents: The adapters that go in.
+        weights: One weight a parent.
+        method: The merge method.
+        rank_asked: Rank asked for, ``None`` for the method's own.
+        options: Every option of the method with its value.
+        seed: Seed of every random choice.
+        dtype: Dtype it is written in.
+        compatibility: What the check of the parents showed.
+        allow: Codes of findings the user accepted.
+    """
+
+    parents: tuple[Adapter, ...]
+    weights: tuple[Weight, ...]
+    method: Method
+    rank_asked: int | None
+    options: Mapping[str, Any]
+    seed: int
+    dtype: str
+    compatibility: Compatibility
+    allow: tuple[str, ...] = ()
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the composite is by definition a linear combination of its parents' deltas."""
+        return self.method.coefficients is not None and self.rank_asked is None
+
+    def coefficients(self, weights: Sequence[float], parts: Sequence[LoraFactors]) -> Sequence[float]:
+        """Return the coefficients of that combination for one module.
+
+        Raises:
+            MergeError: The method is no linear combination.
+        """
+        if self.method.coefficients is None:
+            raise MergeError(f"{self.method.name} is no linear combination of deltas.")
+        return self.method.coefficients(weights, [part.rank > 0 for part in parts])
+
+    def parts(self, module: str) -> tuple[list[LoraFactors], list[float]]:
+        """Return the factors and weights that go into ``module``; parents of weight zero have none."""
+        shape = self.modules[module].shape
+        weighed = [
+            (parent, weight_for(weight, module)) for parent, weight in zip(self.parents, self.weights, strict=True)
+        ]
+        return (
+            [parent.factors(module, shape) if weight else LoraFactors.empty(shape) for parent, weight in weighed],
+            [weight for _, weight in weighed],
+        )
+
+
+def compose(
+    parents: Sequence[Adapter],
+    weights: Sequence[Weight],
+    method: Method,
+    *,
+    rank: int | None,
+    options: Mapping[str, Any],
+    seed: int,
+    dtype: str | None,
+    compatibility: Compatibility,
+    allow: Sequence[str] = (),
+    name: str = "composite",
+) -> Composite:
+    """Return the composite that these choices give; nothing is computed yet.
+
+    Raises:
+        MergeError: Every weight is zero, so nothing is left to merge.
+    """
+    specs: dict[str, ModuleSpec] = {}
+    for module in sorted({module for parent in parents for module in parent.modules}):
+        found = [
+            parent.modules[module]
+            for parent, weight in zip(parents, weights, strict=True)
+            if module in parent.modules and weight_for(weight, module)
+        ]
+        if merged_rank := method.output_rank([spec.rank for spec in found], rank):
+            specs[module] = ModuleSpec(module, found[0].kind, found[0].shape, merged_rank, 1.0, "float32")
+    if not specs:
+        raise MergeError("Every weight is zero.", remedy="Give at least one adapter a weight.")
+    written = dtype or widest(spec.dtype for parent in parents for spec in parent.modules.values())
+
+    def load(module: str) -> LoraFactors:
+        parts, numbers = composite.parts(module)
+        return method.kernel(parts, numbers, rank=rank, rng=_generator(seed, module), **options)
+
+    composite = Composite(
+        name=name,
+        modules=specs,
+        load=load,
+        base_model=compatibility.base_model,
+        task_type=next((parent.task_type for parent in parents if parent.task_type), None),
+        target_modules=_targets(parents, specs),
+        fan_in_fan_out=any(parent.fan_in_fan_out for parent in parents),
+        origin=Origin(
+            gated=any(parent.origin.gated for parent in parents), private=any(p.origin.private for p in parents)
+        ),
+        parents=tuple(parents),
+        weights=tuple(weights),
+        method=method,
+        rank_asked=rank,
+        options=dict(options),
+        seed=seed,
+        dtype=written,
+        compatibility=compatibility,
+        allow=tuple(allow),
+    )
+    return composite
+
+
+def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec]) -> tuple[str, ...]:
+    """Return the parents' targets together, or full names where a parent's module dropped out."""
+    if any(module not in specs for parent in parents for module in parent.modules):
+        return tuple(specs)
+    return tuple(sorted({target for parent in parents for target in parent.target_modules}))
+
+
+def _generator(seed: int, module: str) -> np.random.Generator:
+    """Return a generator of its own for each module, so that neither their order nor threads change the result."""
+    digest = hashlib.sha256(module.encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])

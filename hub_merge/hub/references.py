@@ -1,0 +1,119 @@
+"""How an adapter of the Hub is named: parsing, checking and writing references."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from hub_merge.errors import RecipeError
+
+__all__ = ["Reference", "checked_repo_id", "parse_reference"]
+
+HOW_TO_NAME = (
+    "Write owner/name, owner/name@revision:subfolder, or paste the address of its page; "
+    "a local folder starts with ./ or /."
+)
+FORBIDDEN_IN_REVISION = re.compile(r"\.\.|[\\~^:?*\[\s\x00-\x1f\x7f]|^[-/]|/$|^$")
+ADDRESS = re.compile(r"hf://|https?://|(huggingface\.co|hf\.co)/", re.IGNORECASE)
+FILE_SUFFIXES = (".json", ".safetensors", ".md", ".bin", ".yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Where an adapter is on the Hub: ``owner/name[@revision][:subfolder]``.
+
+    Attributes:
+        repo_id: ``owner/name``, as it was asked for.
+        revision: Branch, tag or commit; ``None`` for the default branch.
+        subfolder: Folder inside the repository, empty for the root.
+
+    Raises:
+        RecipeError: A part is malformed.
+    """
+
+    repo_id: str
+    revision: str | None = None
+    subfolder: str = ""
+
+    def __post_init__(self) -> None:
+        checked_repo_id(self.repo_id)
+        if self.revision is not None and FORBIDDEN_IN_REVISION.search(self.revision):
+            raise RecipeError(
+                f"{self.revision!r} cannot be a revision of {self.repo_id}.",
+                remedy="Give a branch, a tag or a commit, such as main or v1.0.",
+            )
+        if not _is_inside(self.subfolder):
+            raise RecipeError(
+                f"{self.subfolder!r} cannot be a folder inside {self.repo_id}.",
+                remedy="Give a relative path with forward slashes and without '..', such as checkpoints/last.",
+            )
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        subfolder = f":{self.subfolder}" if self.subfolder else ""
+        return f"{self.repo_id}{revision}{subfolder}"
+
+
+def parse_reference(text: str, *, endpoint: str | None = None) -> Reference:
+    """Return what ``text`` refers to on the Hub.
+
+    Understands ``owner/name[@revision][:subfolder]``, ``hf://owner/name[@revision][/subfolder]`` and addresses of
+    repositories, folders and files as a browser shows them.
+
+    Args:
+        text: The reference.
+        endpoint: Address of another Hub whose pages are understood too; ``None`` takes ``HF_ENDPOINT``.
+
+    Raises:
+        RecipeError: ``text`` names no model repository.
+    """
+    text = text.strip()
+    if ADDRESS.match(text):
+        return _parse_address(text, endpoint)
+    location, _, subfolder = text.partition(":")
+    repo_id, at, revision = location.partition("@")
+    return Reference(repo_id, revision if at else None, subfolder.rstrip("/"))
+
+
+def checked_repo_id(repo_id: str) -> str:
+    """Return ``repo_id`` if it has the form ``owner/name``.
+
+    Raises:
+        RecipeError: It has not.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise RecipeError(f"{repo_id!r} is not the name of a Hub repository.", remedy=HOW_TO_NAME) from error
+    if "/" not in repo_id:
+        raise RecipeError(f"{repo_id!r} has no owner.", remedy=HOW_TO_NAME)
+    return repo_id
+
+
+def _parse_address(text: str, endpoint: str | None) -> Reference:
+    from huggingface_hub import constants, parse_hf_uri
+    from huggingface_hub.errors import HfUriError
+
+    try:
+        uri = parse_hf_uri(text, endpoint=endpoint or constants.ENDPOINT)
+    except HfUriError as error:
+        raise RecipeError(f"{text!r} is not the address of a Hub repository.", remedy=HOW_TO_NAME) from error
+    if uri.type != "model":
+        raise RecipeError(
+            f"{text!r} is a {uri.type}, and adapters are in model repositories.", remedy=HOW_TO_NAME
+        )
+    path = uri.path_in_repo.rstrip("/")
+    if path.endswith(FILE_SUFFIXES):
+        path = PurePosixPath(path).parent.as_posix().removeprefix(".")
+    return Reference(uri.id, uri.revision, path)
+
+
+def _is_inside(subfolder: str) -> bool:
+    if not subfolder:
+        return True
+    parts = subfolder.split("/")
+    return subfolder.isprintable() and "\\" not in subfolder and not {"", ".", ".."}.intersection(parts)

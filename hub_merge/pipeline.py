@@ -1,0 +1,462 @@
+"""The one spine: sources, check, score, merge, proof, record, card, push. API, command line and Space all use it.
+
+This is the only place where findings become exceptions.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub_merge.adapter import Adapter, Origin
+from hub_merge.card import render_card, update_card
+from hub_merge.compat import Compatibility, check
+from hub_merge.composite import Composite, compose
+from hub_merge.errors import HubMergeError, HubUnavailable, IncompatibleAdapters, MergeError, ProofFailed, RecipeError
+from hub_merge.findings import Finding, Report
+from hub_merge.formats.peft import CONFIG_FILE, WEIGHTS_FILE, open_folder, write_portable
+from hub_merge.formats.tensors import WRITABLE
+from hub_merge.methods import Method, get_method
+from hub_merge.proof import Proof, prove
+from hub_merge.provenance import RECORD_FILE, build_record, read_record, reopen, require_files
+from hub_merge.recipe import MergeRecord, Recipe, Weight, checked_weight
+from hub_merge.scores import Scores, score
+from hub_merge.sources import open_adapter, open_headers, unique_names
+from hub_merge.staging import require_free, staged
+
+if TYPE_CHECKING:
+    from hub_merge.hub import Hub, Listing
+    from hub_merge.publish import Published
+
+__all__ = [
+    "PUBLISHED_FILES",
+    "card_of",
+    "check_references",
+    "merge",
+    "merge_to_folder",
+    "push",
+    "push_folder",
+    "run",
+    "save",
+    "score_references",
+    "search",
+    "verify",
+]
+
+RECIPE_FILE = "recipe.yaml"
+CARD_FILE = "README.md"
+PICTURE_FILE = "orthogonality.png"
+PUBLISHED_FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE, RECIPE_FILE, PICTURE_FILE)
+"""The files of a composite's folder that a push takes, where they are there."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with the step, what is done and what there is to do."""
+
+
+def _silent(step: str, done: int, total: int) -> None:
+    """Report nothing."""
+
+
+# --- merging ----------------------------------------------------------------------------------------------------------
+
+
+def merge(
+    adapters: Sequence[Adapter],
+    method: str = "sum",
+    *,
+    weights: Sequence[Weight] | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    base: str | None = None,
+    allow: Sequence[str] = (),
+    canonical: Callable[[str], str | None] | None = None,
+    **options: Any,
+) -> Composite:
+    """Return the composite of ``adapters``. Its factors are computed when they are asked for or saved.
+
+    Args:
+        adapters: One or more adapters.
+        method: Name of the merge method; ``list_methods()`` has them all.
+        weights: One number an adapter, or numbers by module (``{"self_attn": 0.5, "*": 1.0}``); 1.0 by default.
+        rank: Rank of the result; ``None`` leaves it to the method.
+        seed: Seed of every random choice.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` takes the widest of the sources.
+        base: Hub id that you assert to be the base of all adapters.
+        allow: Codes of findings that you accept, such as ``task_differs``.
+        canonical: Follows renames of a Hub id, such as ``Hub().canonical``.
+        **options: Options of the method.
+
+    Raises:
+        IncompatibleAdapters: They do not fit together; the error lists every problem.
+        UnknownMethod: No such method.
+        MergeError: An option, rank or dtype that the method cannot use.
+        RecipeError: Weights that are no numbers, or not one an adapter.
+    """
+    if not adapters:
+        raise MergeError("There is nothing to merge.", remedy="Name one or more adapters.")
+    chosen = get_method(method)
+    numbers = _checked_weights(adapters, weights)
+    settings = chosen.parse_options(options)
+    _require_choices(rank, dtype, seed)
+    named = unique_names(adapters)
+    compatibility = check(named, base=base, allow=allow, canonical=canonical)
+    if not compatibility.compatible:
+        raise IncompatibleAdapters(compatibility.report)
+    compatibility = _with_method_cautions(compatibility, chosen, numbers, settings)
+    return compose(
+        named,
+        numbers,
+        chosen,
+        rank=rank,
+        options=settings,
+        seed=seed,
+        dtype=dtype,
+        compatibility=compatibility,
+        allow=allow,
+    )
+
+
+def _with_method_cautions(
+    compatibility: Compatibility, method: Method, weights: Sequence[Weight], options: Mapping[str, Any]
+) -> Compatibility:
+    if method.cautions is None:
+        return compatibility
+    numbers = [
+        number for weight in weights for number in (weight.values() if isinstance(weight, Mapping) else [weight])
+    ]
+    told = [Finding("caution", "method", "", method.name, text, "", "") for text in method.cautions(numbers, options)]
+    return replace(compatibility, report=Report((*compatibility.report.findings, *told)))
+
+
+def _checked_weights(adapters: Sequence[Adapter], weights: Sequence[Weight] | None) -> list[Weight]:
+    weights = [1.0] * len(adapters) if weights is None else list(weights)
+    if len(weights) != len(adapters):
+        raise RecipeError(
+            f"There are {len(adapters)} adapters and {len(weights)} weights.", remedy="Give one weight an adapter."
+        )
+    return [checked_weight(weight, adapter.name) for weight, adapter in zip(weights, adapters, strict=True)]
+
+
+def _require_choices(rank: int | None, dtype: str | None, seed: int) -> None:
+    if rank is not None and rank < 1:
+        raise MergeError(f"Rank {rank} is no rank.", remedy="Give a whole number from 1.")
+    if dtype is not None and dtype not in WRITABLE:
+        raise MergeError(f"{dtype!r} is no dtype to write.", remedy=f"It is one of {', '.join(WRITABLE)}.")
+    if seed < 0:
+        raise MergeError(f"Seed {seed} is negative.", remedy="Give a whole number from 0.")
+
+
+def run(recipe: Recipe, *, hub: Hub, folder: Path = Path(), progress: Progress = _silent) -> Composite:
+    """Return the composite that ``recipe`` describes.
+
+    Args:
+        recipe: What to merge.
+        hub: Client to pull adapters with.
+        folder: Folder that relative paths of the recipe start from.
+        progress: Told of each adapter that was opened.
+
+    Raises:
+        HubMergeError: An adapter cannot be had, or the merge cannot be carried out.
+    """
+    references = [folder / source.model if source.model.startswith(".") else source.model for source in recipe.models]
+    return merge(
+        _open_all(references, hub, progress),
+        recipe.merge_method,
+        weights=[source.weight for source in recipe.models],
+        rank=recipe.rank,
+        seed=recipe.seed,
+        dtype=recipe.dtype,
+        base=recipe.base_model,
+        allow=recipe.allow,
+        canonical=follow_renames(hub),
+        **recipe.options,
+    )
+
+
+def follow_renames(hub: Hub) -> Callable[[str], str | None] | None:
+    """Return what follows renames of base models on the Hub; a Hub that does not answer leaves a name as it is."""
+    if hub.offline:
+        return None
+
+    def canonical(model_id: str) -> str | None:
+        try:
+            return hub.canonical(model_id)
+        except HubUnavailable:
+            return None
+
+    return canonical
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def save(
+    adapter: Adapter,
+    folder: Path,
+    *,
+    force: bool = False,
+    picture: bool = False,
+    base_license: str | None = None,
+    progress: Progress = _silent,
+) -> Path:
+    """Write ``adapter`` to ``folder`` with proof, record, recipe and card; whole or not at all.
+
+    A plain adapter is written as the sum of itself alone, so it is checked and proved like any composite.
+
+    Args:
+        adapter: What to write.
+        folder: Where to; created with its parents.
+        force: Replace a folder that holds an adapter.
+        picture: Draw the scores too (needs matplotlib).
+        base_license: Licence of the base model, where it is known.
+        progress: Told of each module that is written or compared.
+
+    Raises:
+        OutputExists: ``folder`` exists and ``force`` is not set, or it holds something else.
+        ProofFailed: What was written is not what was asked for; nothing is left behind.
+        IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
+    """
+    composite = adapter if isinstance(adapter, Composite) else merge([adapter])
+    total = len(composite.modules)
+    with staged(folder, force) as stage:
+        write_portable(
+            composite,
+            stage,
+            base_model=composite.base_model,
+            dtype=composite.dtype,
+            rank=composite.rank,
+            progress=_counter("write", total, progress),
+        )
+        written = open_folder(stage, name=composite.name, origin=Origin(folder=stage))
+        proof = prove(stage, written, composite, _counter("prove", total, progress))
+        _require_proof(proof)
+        _document(composite, stage, proof, picture=picture, base_license=base_license)
+    return folder
+
+
+def _counter(step: str, total: int, progress: Progress) -> Callable[[str], None]:
+    progress(step, 0, total)
+    done = iter(range(1, total + 1))
+    return lambda module: progress(step, next(done), total)
+
+
+def _require_proof(proof: Proof) -> None:
+    if not proof.passed:
+        failed = "; ".join(f"{entry.name}: {entry.detail}" for entry in proof.checks if not entry.passed)
+        raise ProofFailed(
+            f"The written composite is not what was asked for ({failed}).",
+            remedy="Try --dtype float32; if that fails too, please report it.",
+        )
+
+
+def _document(composite: Composite, stage: Path, proof: Proof, *, picture: bool, base_license: str | None) -> None:
+    """Write record, recipe, picture and card beside the proved files in ``stage``."""
+    scores = score(composite.parents, composite.weights)
+    record = build_record(composite, stage, scores, proof, base_license)
+    (stage / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
+    (stage / RECIPE_FILE).write_text(record.recipe.to_yaml(), encoding="utf-8")
+    if picture:
+        from hub_merge.plots import heat_map
+
+        heat_map(scores, stage / PICTURE_FILE)
+    card = render_card(record, picture=PICTURE_FILE if picture else None)
+    (stage / CARD_FILE).write_text(card, encoding="utf-8")
+
+
+# --- verifying --------------------------------------------------------------------------------------------------------
+
+
+def verify(
+    reference: str | Path, *, parents: Sequence[str | Path] = (), hub: Hub, progress: Progress = _silent
+) -> Proof:
+    """Return what comparing a composite with its own record shows: its parents are opened and merged again.
+
+    Args:
+        reference: Composite on the Hub or in a folder.
+        parents: Folders of parents that were local; they are recognised by their hashes.
+        hub: Client to pull with.
+        progress: Told of each module that is compared.
+
+    Raises:
+        ProofFailed: A file of the composite or of a parent is not the one that was recorded.
+        AdapterNotFound: A parent is gone, or a local one was not given.
+    """
+    written = open_adapter(reference, hub=hub)
+    folder = written.origin.folder
+    if folder is None:
+        raise HubMergeError("The composite is not on disk.")
+    record = read_record(folder)
+    require_files(written, record.output["files"], str(reference))
+    local = [open_adapter(Path(parent), hub=hub) for parent in parents]
+    opened = [reopen(parent, local, hub) for parent in record.parents]
+    recipe = record.recipe
+    asked = merge(
+        opened,
+        recipe.merge_method,
+        weights=[source.weight for source in recipe.models],
+        rank=recipe.rank,
+        seed=recipe.seed,
+        dtype=recipe.dtype,
+        base=recipe.base_model,
+        allow=recipe.allow,
+        **recipe.options,
+    )
+    return prove(folder, written, asked, _counter("prove", len(asked.modules), progress))
+
+
+# --- by reference -----------------------------------------------------------------------------------------------------
+
+
+def check_references(
+    references: Sequence[str],
+    *,
+    hub: Hub,
+    base: str | None = None,
+    allow: Sequence[str] = (),
+    full: bool = False,
+    progress: Progress = _silent,
+) -> Compatibility:
+    """Return whether the adapters of ``references`` fit together; ``full`` reads their numbers too."""
+    if full:
+        adapters = _open_all(references, hub, progress)
+    else:
+        adapters = [open_headers(reference, hub=hub).adapter for reference in references]
+    return check(unique_names(adapters), base=base, allow=allow, canonical=follow_renames(hub))
+
+
+def score_references(
+    references: Sequence[str], *, hub: Hub, weights: Sequence[Weight] | None = None, progress: Progress = _silent
+) -> Scores:
+    """Return the scores of the adapters of ``references``.
+
+    Raises:
+        IncompatibleAdapters: Their deltas cannot be compared.
+    """
+    adapters = unique_names(_open_all(references, hub, progress))
+    compatibility = check(adapters, canonical=follow_renames(hub))
+    comparable = ("base_differs", "base_unknown", "task_differs", "trained_weights", "unknown_fields", "base_copy")
+    blocking = [found for found in compatibility.report.problems if found.code not in comparable]
+    if blocking:
+        raise IncompatibleAdapters(Report.of(blocking))
+    return score(adapters, None if weights is None else _checked_weights(adapters, weights))
+
+
+def _open_all(references: Sequence[str | Path], hub: Hub, progress: Progress) -> list[Adapter]:
+    adapters = []
+    for number, reference in enumerate(references):
+        progress("pull", number, len(references))
+        adapters.append(open_adapter(reference, hub=hub))
+    progress("pull", len(adapters), len(adapters))
+    return adapters
+
+
+def merge_to_folder(
+    recipe: Recipe,
+    output: Path,
+    *,
+    hub: Hub,
+    sources_from: Path = Path(),
+    force: bool = False,
+    picture: bool = False,
+    progress: Progress = _silent,
+) -> MergeRecord:
+    """Carry out ``recipe``, write the composite to ``output`` and return its record; see ``run`` and ``save``."""
+    require_free(output, force)
+    composite = run(recipe, hub=hub, folder=sources_from, progress=progress)
+    save(
+        composite,
+        output,
+        force=force,
+        picture=picture,
+        base_license=_base_license(composite, hub),
+        progress=progress,
+    )
+    return read_record(output)
+
+
+def _base_license(composite: Composite, hub: Hub) -> str | None:
+    """Return the base's licence; asked only where the Hub was needed anyway, and never a reason to fail."""
+    asked = not hub.offline and any(parent.origin.repo_id for parent in composite.parents)
+    if not asked or composite.base_model is None:
+        return None
+    try:
+        return hub.model_license(composite.base_model)
+    except HubMergeError:
+        return None
+
+
+def search(base_model: str | None = None, *, hub: Hub | None = None, **filters: Any) -> list[Listing]:
+    """Return public adapters of the Hub, of one base model or of any; see ``Hub.search`` for the filters."""
+    from hub_merge.hub import Hub
+
+    return (hub or Hub()).search(base_model, **filters)
+
+
+def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) -> str:
+    """Return the model card that the record in ``folder`` gives, with what the user wrote around ours.
+
+    Args:
+        folder: Folder of a composite.
+        repo_id: Repository to name in the usage section.
+        write: Write it to the folder's README.md.
+    """
+    picture = PICTURE_FILE if (folder / PICTURE_FILE).is_file() else None
+    text = render_card(read_record(folder), repo_id=repo_id, picture=picture)
+    path = folder / CARD_FILE
+    if path.is_file():
+        text = update_card(path.read_text(encoding="utf-8"), text)
+    if write:
+        path.write_text(text, encoding="utf-8")
+    return text
+
+
+# --- publishing -------------------------------------------------------------------------------------------------------
+
+
+def push_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    hub: Hub,
+    private: bool | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+) -> Published:
+    """Publish the composite in ``folder`` as one commit; see ``publish.publish_folder``.
+
+    A new repository is private unless said otherwise if a parent is private or gated.
+
+    Raises:
+        AdapterNotFound: The folder holds no composite.
+        PublishError: The Hub refused, or the repository changed meanwhile.
+    """
+    from hub_merge.publish import publish_folder
+
+    record = read_record(folder)
+    guarded = any(parent.private or parent.gated for parent in record.parents)
+    return publish_folder(
+        folder,
+        repo_id,
+        hub=hub,
+        files=[name for name in PUBLISHED_FILES if (folder / name).is_file()],
+        private=True if private is None and guarded else private,
+        create_pr=create_pr,
+        commit_message=commit_message,
+        dry_run=dry_run,
+        force=force,
+    )
+
+
+def push(adapter: Adapter, repo_id: str, *, token: str | bool | None = None, **asked: Any) -> Published:
+    """Write ``adapter`` to a temporary folder and publish it; see ``push_folder`` for the arguments."""
+    from hub_merge.hub import Hub
+
+    with tempfile.TemporaryDirectory() as root:
+        folder = save(adapter, Path(root) / "composite")
+        return push_folder(folder, repo_id, hub=Hub(token=token), **asked)

@@ -1,0 +1,239 @@
+"""Proof that a file on disk is the merge that was asked for.
+
+The written composite is opened again and its delta compared, module by module, with what the recipe asks for: for
+methods that are a linear combination of deltas with the combination itself, straight from the parents' factors; for
+others with the method run once more. Differences are formed factor by factor, ``X - Y = (B_x - B_y) A_x + B_y (A_x -
+A_y)``, so that nothing cancels and rounding of one part in 10⁸ shows as such.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import safetensors
+
+from hub_merge.adapter import Adapter, LoraFactors
+from hub_merge.composite import Composite
+from hub_merge.formats.peft import CONFIG_FILE, WEIGHTS_FILE, covered, parse_config
+from hub_merge.gram import Float64, inner_products, stack
+from hub_merge.methods.sum import concatenated
+from hub_merge.parallel import map_modules
+
+__all__ = ["Check", "Proof", "Retention", "difference", "prove"]
+
+TOLERANCES = {"float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
+"""Largest relative error that rounding both factors to a dtype explains, with some room."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Share of a parent's delta that lies in the composite, ``<delta, delta_i> / ‖delta_i‖²``.
+
+    Attributes:
+        name: The parent.
+        measured: From the written file.
+        predicted: From what was asked; ``None`` for a parent whose delta is zero.
+    """
+
+    name: str
+    measured: float | None
+    predicted: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What re-reading the written file showed.
+
+    Attributes:
+        passed: Whether every check passed.
+        tolerance: Largest relative error accepted for this dtype.
+        max_error: Largest relative error of a module's delta against what was asked. Relative to the larger of the
+            wanted delta and the weighted deltas that went in, so that a sum that cancels is judged fairly.
+        worst_module: The module that has it.
+        modules: Number of modules compared.
+        reference: ``definition`` (the weighted sum of the parents' factors) or ``recomputed`` (the method run again).
+        distance_to_sum: Relative Frobenius distance of the whole composite to the exact weighted sum.
+        energy_kept: Squared norm of the composite over that of the exact weighted sum.
+        retention: Per parent.
+        checks: Everything that was looked at.
+    """
+
+    passed: bool
+    tolerance: float
+    max_error: float
+    worst_module: str | None
+    modules: int
+    reference: Literal["definition", "recomputed"]
+    distance_to_sum: float | None
+    energy_kept: float | None
+    retention: tuple[Retention, ...]
+    checks: tuple[Check, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the proof as plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    module: str
+    error: float
+    distance: float
+    products: Float64
+    """Inner products of the written delta, the wanted one, the exact sum and each parent, in this order."""
+
+
+def prove(
+    folder: Path, written: Adapter, asked: Composite, progress: Callable[[str], None] = lambda module: None
+) -> Proof:
+    """Return what comparing the file in ``folder`` with the recipe shows.
+
+    Args:
+        folder: Folder of the written composite.
+        written: The same, opened.
+        asked: The merge that it should be.
+        progress: Called with each module's name when it is compared.
+    """
+    dtype = next(iter(written.modules.values())).dtype if written.modules else asked.dtype
+    tolerance = TOLERANCES.get(dtype, TOLERANCES["float32"])
+    structure = _structure_checks(folder, written, asked)
+    measured: list[_Measured] = []
+    if all(check.passed for check in structure):
+        for entry in map_modules(lambda module: _measure(module, written, asked), asked.modules):
+            measured.append(entry)
+            progress(entry.module)
+    worst = max(measured, key=lambda entry: entry.error, default=None)
+    max_error = worst.error if worst else math.inf
+    products = sum((entry.products for entry in measured), np.zeros((3 + len(asked.parents),) * 2))
+    norms = np.sqrt(np.maximum(np.diag(products), 0.0))
+    retention = tuple(
+        Retention(
+            parent.name,
+            _ratio(products[0, 3 + i], products[3 + i, 3 + i]),
+            _ratio(products[1, 3 + i], products[3 + i, 3 + i]),
+        )
+        for i, parent in enumerate(asked.parents)
+    )
+    checks = (
+        *structure,
+        Check("delta", max_error <= tolerance, f"largest relative error {max_error:.3g} in {worst and worst.module}"),
+        Check("retention", _as_predicted(retention, norms, tolerance), "each parent's share is what was predicted"),
+    )
+    distance = math.sqrt(sum(entry.distance**2 for entry in measured))
+    return Proof(
+        passed=all(check.passed for check in checks),
+        tolerance=tolerance,
+        max_error=max_error,
+        worst_module=worst.module if worst else None,
+        modules=len(measured),
+        reference="definition" if asked.is_linear else "recomputed",
+        distance_to_sum=_ratio(distance, math.sqrt(max(products[2, 2], 0.0))),
+        energy_kept=_ratio(products[0, 0], products[2, 2]),
+        retention=retention,
+        checks=checks,
+    )
+
+
+def _ratio(value: float, of: float) -> float | None:
+    return float(value / of) if of > 0 else None
+
+
+def _as_predicted(retention: Sequence[Retention], norms: Float64, tolerance: float) -> bool:
+    """Whether measured and predicted agree to what an error of ``tolerance`` in the composite can move them."""
+    room = tolerance * (norms[0] + norms[3:].sum())
+    return all(
+        entry.measured is None or entry.predicted is None or abs(entry.measured - entry.predicted) * norm <= room
+        for entry, norm in zip(retention, norms[3:], strict=True)
+    )
+
+
+# --- structure --------------------------------------------------------------------------------------------------------
+
+
+def _structure_checks(folder: Path, written: Adapter, asked: Composite) -> tuple[Check, ...]:
+    """Check the file as any loader will see it."""
+    config = parse_config((folder / CONFIG_FILE).read_bytes())
+    missing, extra = asked.modules.keys() - written.modules.keys(), written.modules.keys() - asked.modules.keys()
+    shapes = [
+        name
+        for name in asked.modules.keys() & written.modules.keys()
+        if asked.modules[name].shape != written.modules[name].shape
+    ]
+    targets = config.get("target_modules") or []
+    untargeted = [module for module in written.modules if not covered(module, targets)]
+    problems = [finding.describe() for finding in written.findings if finding.severity == "problem"]
+    plain = config.get("lora_alpha") == config.get("r") and not any(
+        config.get(field) for field in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save")
+    )
+    return (
+        _parser_check(folder / WEIGHTS_FILE, 2 * len(asked.modules)),
+        Check("modules", not (missing or extra), f"{len(missing)} missing, {len(extra)} unexpected"),
+        Check("shapes", not shapes, f"{len(shapes)} modules of another shape"),
+        Check("config", plain and not problems, "; ".join(problems) or "one rank, alpha equals rank, no variant"),
+        Check("targets", not untargeted, f"{len(untargeted)} modules that target_modules does not select"),
+    )
+
+
+def _parser_check(path: Path, tensors: int) -> Check:
+    """Let the safetensors library judge the file."""
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            count = len(file.keys())
+    except (OSError, safetensors.SafetensorError) as error:
+        return Check("parser", False, f"safetensors cannot open it: {error}")
+    return Check("parser", count == tensors, f"safetensors reads {count} tensors of {tensors}")
+
+
+# --- deltas -----------------------------------------------------------------------------------------------------------
+
+
+def _measure(module: str, written: Adapter, asked: Composite) -> _Measured:
+    parts, weights = asked.parts(module)
+    parents = [parent.factors(module, asked.modules[module].shape) for parent in asked.parents]
+    precise = [part.astype(np.float64) for part in parts]
+    exact = concatenated(precise, weights)
+    if asked.is_linear:
+        wanted = concatenated(precise, asked.coefficients(weights, parts))
+    else:
+        wanted = asked.factors(module)
+    got = _trimmed(written.factors(module), wanted.rank)
+    products = inner_products(stack([got, wanted, exact, *parents]), 3 + len(parents))
+    went_in = math.sqrt(sum((w**2) * products[3 + i, 3 + i] for i, w in enumerate(weights)))
+    scale = max(math.sqrt(max(products[1, 1], 0.0)), went_in)
+    error = difference(got, wanted)
+    return _Measured(module, error / scale if scale else error, difference(got, exact), products)
+
+
+def _trimmed(factors: LoraFactors, rank: int) -> LoraFactors:
+    """Return the factors without the zero rows and columns that pad them beyond ``rank``."""
+    if factors.A[rank:].any() or factors.B[:, rank:].any():
+        return factors
+    return LoraFactors(factors.A[:rank], factors.B[:, :rank], factors.scaling)
+
+
+def difference(x: LoraFactors, y: LoraFactors) -> float:
+    """Return ``‖delta_x - delta_y‖`` (Frobenius).
+
+    For factors of one rank the difference is formed factor by factor, so that equal parts cancel exactly.
+    """
+    Ax, Ay = x.A.astype(np.float64), y.A.astype(np.float64)
+    Bx, By = x.scaling * x.B.astype(np.float64), y.scaling * y.B.astype(np.float64)
+    if x.rank != y.rank:
+        pieces = LoraFactors(np.concatenate([Ax, Ay]), np.concatenate([Bx, -By], axis=1))
+    else:
+        pieces = LoraFactors(np.concatenate([Ax, Ax - Ay]), np.concatenate([Bx - By, By], axis=1))
+    return math.sqrt(max(float(inner_products(stack([pieces]), 1)[0, 0]), 0.0))

@@ -1,0 +1,140 @@
+"""Where a composite comes from: its record, and its parents found again by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hub_merge.adapter import Adapter
+from hub_merge.bases import read_base
+from hub_merge.composite import Composite
+from hub_merge.errors import AdapterNotFound, ProofFailed
+from hub_merge.formats.peft import CONFIG_FILE, WEIGHTS_FILE
+from hub_merge.proof import Proof
+from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
+from hub_merge.scores import Scores
+from hub_merge.sources import digests, file_digest, open_adapter
+
+if TYPE_CHECKING:
+    from hub_merge.hub import Hub
+
+__all__ = ["RECORD_FILE", "build_record", "read_record", "reopen", "require_files"]
+
+RECORD_FILE = "hub_merge.json"
+
+
+def build_record(
+    composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None
+) -> MergeRecord:
+    """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
+    parents = tuple(
+        _parent(parent, weight) for parent, weight in zip(composite.parents, composite.weights, strict=True)
+    )
+    recipe = Recipe(
+        merge_method=composite.method.name,
+        models=tuple(Source(parent.model, parent.weight) for parent in parents),
+        base_model=composite.base_model,
+        rank=composite.rank_asked,
+        options=composite.options,
+        dtype=composite.dtype,
+        seed=composite.seed,
+        allow=composite.allow,
+    )
+    return MergeRecord(
+        recipe=recipe,
+        parents=parents,
+        base_model=composite.base_model,
+        base_license=base_license,
+        output={
+            "rank": composite.rank,
+            "dtype": composite.dtype,
+            "modules": len(composite.modules),
+            "task_type": composite.task_type,
+            "files": [asdict(file_digest(folder / name)) for name in (CONFIG_FILE, WEIGHTS_FILE)],
+        },
+        findings=tuple(finding.to_dict() for finding in composite.compatibility.report.findings),
+        scores=scores.to_dict(modules=False),
+        proof=proof.to_dict(),
+        versions={name: version(name) for name in ("hub-merge", "numpy", "ml_dtypes")},
+    )
+
+
+def _parent(adapter: Adapter, weight: Weight) -> Parent:
+    origin = adapter.origin
+    scalings = [spec.scaling for spec in adapter.modules.values()] or [0.0]
+    return Parent(
+        name=adapter.name,
+        model=_pinned_reference(adapter),
+        repo_id=origin.repo_id,
+        commit=origin.commit,
+        subfolder=origin.subfolder,
+        files=tuple(asdict(digest) for digest in digests(adapter)),
+        base_model=read_base(adapter.base_model).model_id,
+        license=origin.license,
+        gated=origin.gated,
+        private=origin.private,
+        weight=weight,
+        rank=adapter.rank,
+        scalings=(min(scalings), max(scalings)),
+        modules=len(adapter.modules),
+        task_type=adapter.task_type,
+    )
+
+
+def _pinned_reference(adapter: Adapter) -> str:
+    origin = adapter.origin
+    if origin.repo_id is None:
+        return f"./{adapter.name}"
+    return f"{origin.repo_id}@{origin.commit}" + (f":{origin.subfolder}" if origin.subfolder else "")
+
+
+def read_record(folder: Path) -> MergeRecord:
+    """Return the record of the composite in ``folder``.
+
+    Raises:
+        AdapterNotFound: It has none.
+        RecipeError: It is damaged, or of a newer version.
+    """
+    path = folder / RECORD_FILE
+    if not path.is_file():
+        raise AdapterNotFound(
+            f"{folder.name} has no {RECORD_FILE}, so it is no composite of hub-merge.",
+            remedy="Merge again with this version.",
+        )
+    return MergeRecord.from_json(path.read_bytes())
+
+
+def reopen(parent: Parent, local: Sequence[Adapter], hub: Hub) -> Adapter:
+    """Return the parent that a record names: from the Hub at its commit, or the one of ``local`` with its hashes.
+
+    Raises:
+        AdapterNotFound: It is gone, or none of ``local`` is it.
+        ProofFailed: Its files are not those that were recorded.
+    """
+    if parent.repo_id is not None:
+        adapter = open_adapter(parent.model, hub=hub)
+        require_files(adapter, parent.files, parent.model)
+        return adapter.renamed(parent.name)
+    wanted = [dict(entry) for entry in parent.files]
+    found = next((adapter for adapter in local if [asdict(d) for d in digests(adapter)] == wanted), None)
+    if found is None:
+        seen = ", ".join(f"{entry['name']} sha256 {entry['sha256'][:12]}…" for entry in parent.files)
+        raise AdapterNotFound(
+            f"Parent {parent.name} was a local folder, and none of those given holds its files ({seen}).",
+            remedy=f"Name its folder: hub-merge verify COMPOSITE PATH/TO/{parent.name}",
+        )
+    return found.renamed(parent.name)
+
+
+def require_files(adapter: Adapter, recorded: Sequence[Mapping[str, Any]], subject: str) -> None:
+    """Raise ``ProofFailed`` unless the adapter was read from exactly the recorded files."""
+    present = {digest.name: digest.sha256 for digest in digests(adapter)}
+    changed = [entry["name"] for entry in recorded if present.get(entry["name"]) != entry["sha256"]]
+    if changed:
+        raise ProofFailed(
+            f"{subject}: {', '.join(changed)} is not the file that was recorded.",
+            remedy="Get the composite or parent again from where it was published.",
+        )
