@@ -52,7 +52,9 @@ def repo_not_found(call: Call) -> HubError:
 
 
 def visible_repo(call: Call) -> Repo:
-    return find_repo(call, call.args.get("type", "model"), call.args["repo"])
+    """The repository of ``/api/{type}s/{repo}...`` or ``/{prefix}{repo}...``, if the caller may know of it."""
+    repo_type = call.args.get("type") or call.args.get("prefix", "models/").removesuffix("s/")
+    return find_repo(call, repo_type, call.args["repo"])
 
 
 def check_content(call: Call, repo: Repo) -> None:
@@ -81,8 +83,7 @@ def writable_repo(call: Call, revision: str | None = None) -> Repo:
     user = logged_in(call)
     if call.flag("create_pr") and user.role == "write":
         return repo
-    discussion = repo.discussion(int(revision[8:])) if revision and revision.startswith("refs/pr/") else None
-    if discussion and discussion.author == user.name and user.role == "write":
+    if user.role == "write" and any(d.ref == revision and d.author == user.name for d in repo.discussions):
         return repo
     writer_in(call, repo.namespace)
     return repo

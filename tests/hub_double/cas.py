@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import hf_xet
 
+T = TypeVar("T")
 RECORD = 48
 HAS_VERIFICATION = 1 << 31
 HAS_SHA256 = 1 << 30
@@ -48,9 +50,12 @@ class LocalCas:
                 handle = commit.start_upload_bytes(content, sha256=sha256)
             return str(handle.result().xet_info.hash)
 
-        return _retry_while_locked(upload)
+        return _retry(upload)
 
     def read(self, xet_hash: str, size: int) -> bytes:
+        return _retry(lambda: self._read(xet_hash, size))
+
+    def _read(self, xet_hash: str, size: int) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             xorbs = Path(folder) / "xet" / "xorbs"
             xorbs.mkdir(parents=True)
@@ -58,7 +63,10 @@ class LocalCas:
                 (xorbs / name).symlink_to(self._xorbs / name)
             shutil.copyfile(self._xorbs / INDEX, xorbs / INDEX)
             group = self._session.new_download_stream_group(endpoint=f"local://{folder}")
-            return b"".join(group.download_stream(hf_xet.XetFileInfo(xet_hash, size)))
+            content = b"".join(group.download_stream(hf_xet.XetFileInfo(xet_hash, size)))
+        if len(content) != size:
+            raise RuntimeError(f"Xet gave {len(content)} bytes of {size}")
+        return content
 
     def uploaded_files(self) -> Iterator[UploadedFile]:
         """Files described by shards that were not parsed before."""
@@ -85,12 +93,11 @@ def _hash_text(raw: bytes) -> str:
     return "".join(f"{word:016x}" for word in struct.unpack("<4Q", raw))
 
 
-def _retry_while_locked(action: Callable[[], str], attempts: int = 50) -> str:
+def _retry(action: Callable[[], T], attempts: int = 30) -> T:
+    """Try again while another process holds the index, or is just writing it."""
     for _ in range(attempts - 1):
         try:
             return action()
-        except RuntimeError as error:
-            if "lock" not in str(error):
-                raise
+        except RuntimeError:
             time.sleep(0.1)
     return action()

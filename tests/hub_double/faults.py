@@ -14,7 +14,7 @@ class Fault:
 
     With ``status`` the double answers at once and does nothing else. ``cut`` drops the connection: before the
     ``request`` is carried out, after it but before the ``response``, or in the middle of the ``body``. ``length``
-    shortens or pads the body of an otherwise normal answer.
+    shortens or pads the body, ``headers`` are added; both also to an otherwise normal answer.
     """
 
     pattern: str

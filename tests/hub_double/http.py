@@ -18,7 +18,8 @@ class HubError(Exception):
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None, **body: Any):
         super().__init__(message)
         self.status = status
-        self.headers = {"X-Error-Code": code, "X-Error-Message": message, "X-Request-Id": "Root=1-hub-double"}
+        one_line = " ".join(message.split()).encode("ascii", "replace").decode()
+        self.headers = {"X-Error-Code": code, "X-Error-Message": one_line, "X-Request-Id": "Root=1-hub-double"}
         self.headers.update(headers or {})
         self.body = {"error": message, **body}
 
@@ -95,9 +96,11 @@ def ranged(call: Call, content: bytes, headers: Mapping[str, str]) -> Response:
 Handler = Callable[[Call], Response]
 PLACEHOLDERS = {
     "type": "model|dataset|space",
+    "prefix": "datasets/|spaces/|",
     "repo": r"[^/]+/[^/]+?",
     "revision": r"refs/(?:pr|heads|tags|convert)/[^/]+|[^/]+",
     "path": ".+",
+    "num": r"\d+",
     "slug": "[^/]+/[^/]+",
 }
 

@@ -19,9 +19,8 @@ MULTIPART_ABOVE = 16 * 1024 * 1024
 PART_SIZE = 8 * 1024 * 1024
 
 
-@routes("POST", r"/(?:(?P<kind>datasets|spaces)/)?{repo}\.git/info/lfs/objects/batch")
+@routes("POST", r"/{prefix}{repo}\.git/info/lfs/objects/batch")
 def batch(call: Call) -> Response:
-    call.args["type"] = call.args.get("kind", "models").removesuffix("s")
     request = call.json()
     if request.get("operation") != "upload":
         raise HubError(400, "BadRequest", "Only uploads are served.")
@@ -51,7 +50,7 @@ def _plan(call: Call, sha256: str, size: int) -> dict[str, Any]:
         urls = {f"{part:05d}": f"{upload['href']}/{part}" for part in parts}
         completion = f"{call.state.endpoint}/api/complete_multipart?uploadId={upload_id}"
         upload = {"href": completion, "header": {"chunk_size": str(PART_SIZE), **urls}}
-    verify = f"{call.state.endpoint}/{call.args['repo']}.git/info/lfs/verify"
+    verify = f"{call.state.endpoint}/{call.args.get('prefix', '')}{call.args['repo']}.git/info/lfs/verify"
     return {"oid": sha256, "size": size, "actions": {"upload": upload, "verify": {"href": verify}}}
 
 
@@ -78,7 +77,7 @@ def complete(call: Call) -> Response:
     return answer({})
 
 
-@routes("POST", r"/{repo}\.git/info/lfs/verify")
+@routes("POST", r"/{prefix}{repo}\.git/info/lfs/verify")
 def verify(call: Call) -> Response:
     access.logged_in(call)
     stored = call.state.storage.find(call.json()["oid"])

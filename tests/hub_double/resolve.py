@@ -8,14 +8,14 @@ from starlette.responses import Response
 
 from . import access
 from .http import Call, HubError, Routes, ranged
+from .state import lfs_pointer
 
 routes = Routes()
 storage_routes = Routes()
 
 
-@routes("GET", r"/(?:(?P<kind>datasets|spaces)/)?{repo}/resolve/{revision}/{path}")
+@routes("GET", r"/{prefix}{repo}/resolve/{revision}/{path}")
 def resolve(call: Call) -> Response:
-    call.args["type"] = call.args.get("kind", "models").removesuffix("s")
     repo = access.readable_repo(call)
     commit = access.commit_at(repo, call.args["revision"])
     path = call.args["path"]
@@ -39,6 +39,16 @@ def resolve_cache(call: Call) -> Response:
     file = access.file_at(commit, call.args["path"])
     headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{file.etag}"'}
     return ranged(call, call.state.content(file), headers)
+
+
+@routes("GET", r"/{prefix}{repo}/raw/{revision}/{path}")
+def raw(call: Call) -> Response:
+    """The git blob itself: for a large file its pointer."""
+    repo = access.readable_repo(call)
+    commit = access.commit_at(repo, call.args["revision"])
+    file = access.file_at(commit, call.args["path"])
+    content = lfs_pointer(file.stored) if file.stored else call.state.content(file)
+    return ranged(call, content, {"X-Repo-Commit": commit.oid, "ETag": f'"{file.oid}"'})
 
 
 @storage_routes("GET", r"/objects/{sha256}")

@@ -27,8 +27,8 @@ def git_blob_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def lfs_pointer(sha256: str, size: int) -> bytes:
-    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+def lfs_pointer(stored: StoredObject) -> bytes:
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{stored.sha256}\nsize {stored.size}\n".encode()
 
 
 @dataclass
@@ -50,6 +50,7 @@ class File:
     size: int
     content: bytes | None = None
     stored: StoredObject | None = None
+    pointer_size: int = 0
 
     @classmethod
     def regular(cls, content: bytes) -> File:
@@ -57,7 +58,8 @@ class File:
 
     @classmethod
     def large(cls, stored: StoredObject) -> File:
-        return cls(git_blob_oid(lfs_pointer(stored.sha256, stored.size)), stored.size, stored=stored)
+        pointer = lfs_pointer(stored)
+        return cls(git_blob_oid(pointer), stored.size, stored=stored, pointer_size=len(pointer))
 
     @property
     def etag(self) -> str:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .cas import LocalCas
+if TYPE_CHECKING:
+    from .cas import LocalCas
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Storage:
         self._folder = folder / "objects"
         self._folder.mkdir(parents=True)
         self._known: dict[str, StoredObject] = {}
-        self.cas = LocalCas(folder / "cas") if xet else None
+        self.cas = _local_cas(folder / "cas") if xet else None
 
     def add(self, content: bytes) -> StoredObject:
         sha256 = hashlib.sha256(content).hexdigest()
@@ -44,3 +46,9 @@ class Storage:
         if not path.exists() and self.cas and stored.xet_hash:
             path.write_bytes(self.cas.read(stored.xet_hash, stored.size))
         return path.read_bytes()
+
+
+def _local_cas(folder: Path) -> LocalCas:
+    from .cas import LocalCas  # importing hf_xet settles where its logs go: not before Xet is used
+
+    return LocalCas(folder)
