@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from hub_merge.errors import RecipeError
+from hub_merge.hub.failures import redact
 
-__all__ = ["Reference", "checked_repo_id", "parse_reference"]
+__all__ = ["Reference", "is_model_id", "parse_reference"]
 
 HOW_TO_NAME = (
     "Write owner/name, owner/name@revision:subfolder, or paste the address of its page; "
@@ -37,7 +38,8 @@ class Reference:
     subfolder: str = ""
 
     def __post_init__(self) -> None:
-        checked_repo_id(self.repo_id)
+        if "/" not in self.repo_id or not is_model_id(self.repo_id):
+            raise RecipeError(f"{redact(self.repo_id)!r} is not a repository of the Hub.", remedy=HOW_TO_NAME)
         if self.revision is not None and FORBIDDEN_IN_REVISION.search(self.revision):
             raise RecipeError(
                 f"{self.revision!r} cannot be a revision of {self.repo_id}.",
@@ -76,22 +78,16 @@ def parse_reference(text: str, *, endpoint: str | None = None) -> Reference:
     return Reference(repo_id, revision if at else None, subfolder.rstrip("/"))
 
 
-def checked_repo_id(repo_id: str) -> str:
-    """Return ``repo_id`` if it has the form ``owner/name``.
-
-    Raises:
-        RecipeError: It has not.
-    """
+def is_model_id(text: str) -> bool:
+    """Tell whether ``text`` can be the id of a model: ``owner/name``, or one of the old names without an owner."""
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise RecipeError(f"{repo_id!r} is not the name of a Hub repository.", remedy=HOW_TO_NAME) from error
-    if "/" not in repo_id:
-        raise RecipeError(f"{repo_id!r} has no owner.", remedy=HOW_TO_NAME)
-    return repo_id
+        validate_repo_id(text)
+    except HFValidationError:
+        return False
+    return True
 
 
 def _parse_address(text: str, endpoint: str | None) -> Reference:
@@ -101,10 +97,10 @@ def _parse_address(text: str, endpoint: str | None) -> Reference:
     try:
         uri = parse_hf_uri(text, endpoint=endpoint or constants.ENDPOINT)
     except HfUriError as error:
-        raise RecipeError(f"{text!r} is not the address of a Hub repository.", remedy=HOW_TO_NAME) from error
+        raise RecipeError(f"{redact(text)!r} is not the address of a Hub repository.", remedy=HOW_TO_NAME) from error
     if uri.type != "model":
         raise RecipeError(
-            f"{text!r} is a {uri.type}, and adapters are in model repositories.", remedy=HOW_TO_NAME
+            f"{redact(text)!r} is a {uri.type}, and adapters are in model repositories.", remedy=HOW_TO_NAME
         )
     path = uri.path_in_repo.rstrip("/")
     if path.endswith(FILE_SUFFIXES):

@@ -57,7 +57,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def wait_asked_for(response: httpx2.Response) -> float | None:
     """Return the seconds that the server asks to wait before the next request, ``None`` if it names none."""
-    from huggingface_hub.utils import parse_ratelimit_headers
+    from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]
 
     limit = parse_ratelimit_headers(response.headers) if response.status_code == 429 else None
     if limit is not None and limit.remaining == 0:
@@ -96,5 +96,5 @@ def _pause(response: httpx2.Response | None, attempt: int) -> float:
     asked = None if response is None else wait_asked_for(response)
     jitter = random.uniform(0.5, 1.0)
     if asked is None:
-        return jitter * min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)
+        return jitter * min(LONGEST_PAUSE, FIRST_PAUSE * (1 << attempt))
     return asked + jitter * FIRST_PAUSE

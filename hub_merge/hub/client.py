@@ -1,0 +1,377 @@
+"""The Hub as this package sees it: find, pin, pull, and look into adapters without downloading them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
+from hub_merge.hub.contents import CONFIG, INDEX, WEIGHTS, adapter_files, matching_files, weight_files
+from hub_merge.hub.failures import Asked, offline, translated
+from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
+from hub_merge.hub.ranges import MOST_TEXT, RemoteHeaders, fetch_range, read_header
+from hub_merge.hub.references import Reference, is_model_id
+from hub_merge.hub.repositories import PinnedRepo, cached_repo, pinned_repo, stated_license
+from hub_merge.hub.transport import retried, time_limit
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+
+__all__ = ["Hub"]
+
+Answer = TypeVar("Answer")
+
+LEAST_TIME_TO_WRITE = 120.0
+"""Seconds: the Hub may think long about a commit, and giving up early would leave its fate open."""
+
+
+class Hub:
+    """A connection to the Hugging Face Hub.
+
+    Every request has a time limit; those that only read are repeated after errors that pass. A token goes to the Hub
+    only, never on to where files are stored.
+
+    Args:
+        token: Token to send; ``None`` takes HF_TOKEN or the stored login, ``True`` insists on it, ``False`` sends none.
+        endpoint: Address of the Hub; ``None`` takes HF_ENDPOINT or ``https://huggingface.co``.
+        offline: Use the cache only. Also set by HF_HUB_OFFLINE.
+        cache_dir: Folder of downloads; ``None`` takes the one that all Hugging Face libraries share.
+        timeout: Seconds to wait for a connection or for the next bytes.
+        retries: How often a failed request is repeated.
+    """
+
+    def __init__(
+        self,
+        *,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+        offline: bool = False,
+        cache_dir: Path | None = None,
+        timeout: float = 30.0,
+        retries: int = 4,
+    ) -> None:
+        from huggingface_hub import HfApi, constants, is_offline_mode
+
+        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        self.offline = offline or is_offline_mode()
+        self.api: HfApi = HfApi(
+            endpoint=self.endpoint, token=token, library_name="hub-merge", library_version=_own_version()
+        )
+        self._cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+        self._timeout = timeout
+        self._retries = retries
+        self._models: dict[str, ModelInfo | None] = {}
+
+    def resolve(self, reference: Reference) -> PinnedRepo:
+        """Return the repository of ``reference`` at the commit its revision has now.
+
+        Raises:
+            AdapterNotFound: There is no such repository or revision, or no right to see it.
+            HubUnavailable: The Hub did not answer, or the cache does not know it while offline.
+        """
+        if self.offline:
+            return self._resolve_cached(reference)
+        return self.describe(reference)
+
+    def describe(self, reference: Reference) -> PinnedRepo:
+        """Return what the Hub says now of the repository of ``reference``, whatever the cache holds.
+
+        Raises:
+            AdapterNotFound: There is no such repository or revision, or no right to see it.
+            HubUnavailable: The Hub did not answer, or the network is switched off.
+        """
+        repo_id, revision = reference.repo_id, reference.revision
+        model_info = partial(self.api.model_info, repo_id, revision=revision, files_metadata=True)
+        return self.ask(lambda: pinned_repo(model_info(), reference), repo_id, str(reference))
+
+    def pull(self, pinned: PinnedRepo, patterns: Iterable[str] | None = None, *, progress: bool = False) -> Path:
+        """Download the adapter's files and return the folder that holds them, all and whole.
+
+        Pickles are never downloaded.
+
+        Args:
+            pinned: Repository at a commit.
+            patterns: File names to download instead, with ``*``.
+            progress: Whether to draw progress bars on stderr.
+
+        Raises:
+            AdapterNotFound: The folder holds no adapter or no file of those names, or there is no right to read it.
+            UnsupportedAdapter: It holds something else, or the weights as a pickle only.
+            AdapterFormatError: A file has not the size that the repository states.
+            HubUnavailable: The Hub did not answer, or the cache does not hold all of it while offline.
+        """
+        names = adapter_files(pinned) if patterns is None else matching_files(pinned, patterns)
+        if not names:
+            raise AdapterNotFound(
+                f"{pinned.label} has no file that matches {', '.join(patterns or ())}.",
+                remedy=f"See {self.endpoint}/{pinned.repo_id}/tree/{pinned.commit} .",
+            )
+        paths = [self._download(pinned, name, progress) for name in names]
+        if not pinned.from_cache:
+            self._remember(pinned)
+        return paths[0].parent
+
+    def read_headers(self, pinned: PinnedRepo) -> RemoteHeaders:
+        """Return configuration and tensor headers of the adapter; costs kilobytes, whatever its size.
+
+        Raises:
+            AdapterNotFound: The folder holds no adapter, or there is no right to read it.
+            UnsupportedAdapter: It holds something else, or the weights as a pickle only.
+            AdapterFormatError: A weight file is not safetensors, or its header is absurdly long.
+            HubUnavailable: The Hub did not answer, or the cache does not hold it while offline.
+        """
+        weights = weight_files(pinned)
+        reader = _Reader(self, pinned)
+        sizes = {name: pinned.files[pinned.path(name)].size for name in weights}
+        return RemoteHeaders(
+            config=reader.text(CONFIG),
+            headers={
+                name: read_header(partial(reader.read, name), sizes[name], f"{pinned.label} ({name})")
+                for name in weights
+            },
+            index=None if WEIGHTS in weights else reader.text(INDEX),
+            sizes=sizes,
+            bytes_read=reader.bytes_read,
+        )
+
+    def readme(self, pinned: PinnedRepo) -> str | None:
+        """Return the card of the adapter's folder, ``None`` if it has none."""
+        if "README.md" not in pinned.names():
+            return None
+        return _Reader(self, pinned).text("README.md").decode(errors="replace")
+
+    def canonical(self, model_id: str) -> str | None:
+        """Return the id that ``model_id`` has after renames, ``None`` if it is no model that can be seen.
+
+        Raises:
+            HubUnavailable: The Hub did not answer.
+        """
+        info = self._model(model_id)
+        return info.id if info else None
+
+    def model_license(self, model_id: str) -> str | None:
+        """Return the licence that a model states, ``None`` if it is unknown.
+
+        Raises:
+            HubUnavailable: The Hub did not answer.
+        """
+        info = self._model(model_id)
+        return stated_license(info) if info else None
+
+    def search(
+        self,
+        base_model: str | None = None,
+        *,
+        text: str | None = None,
+        author: str | None = None,
+        task: str | None = None,
+        license: str | None = None,
+        sort: SortKey = "downloads",
+        limit: int = 30,
+    ) -> list[Listing]:
+        """Return adapters in PEFT format, best first.
+
+        Args:
+            base_model: Hub id of the base model; its former names count too.
+            text: Words in the repository's name.
+            author: User or organisation.
+            task: PEFT task type, such as ``CAUSAL_LM``.
+            license: Licence identifier, such as ``apache-2.0``.
+            sort: What puts an adapter first; the largest or latest wins.
+            limit: Most adapters to return.
+
+        Raises:
+            RecipeError: ``base_model`` cannot be a Hub id.
+            HubUnavailable: The Hub did not answer.
+        """
+        bases: tuple[str, ...] = ()
+        if base_model is not None:
+            if not is_model_id(base_model):
+                raise RecipeError(
+                    f"{base_model!r} cannot be a model of the Hub.", remedy="Give an id such as Qwen/Qwen3-0.6B."
+                )
+            bases = tuple(dict.fromkeys((base_model, self.canonical(base_model) or base_model)))
+        query = Query(bases, text, author, task, license, sort, limit)
+        return find(query, lambda parameters: self.ask(lambda: self._page(parameters), "", "the list of models"))
+
+    def ask(self, call: Callable[[], Answer], repo_id: str, subject: str | None = None) -> Answer:
+        """Return what ``call`` returns, which only reads; repeat it after errors that pass.
+
+        Args:
+            call: Uses ``api``.
+            repo_id: Repository it is about.
+            subject: How messages name it, if not by ``repo_id``.
+
+        Raises:
+            AdapterNotFound: There is nothing of that name, or no right to see it.
+            HubUnavailable: The Hub did not answer, or the network is switched off.
+        """
+        if self.offline:
+            raise offline(subject or repo_id)
+        with translated(Asked(subject or repo_id, repo_id, self.endpoint, self._sends_token())):
+            return retried(call, timeout=self._timeout, retries=self._retries)
+
+    def send(self, call: Callable[[], Answer]) -> Answer:
+        """Return what ``call`` returns, which writes: it is done once, and errors come as huggingface_hub raises them.
+
+        Raises:
+            HubUnavailable: The network is switched off.
+        """
+        if self.offline:
+            raise offline("Writing to the Hub")
+        with time_limit(max(self._timeout, LEAST_TIME_TO_WRITE)):
+            return call()
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers of a request to the Hub, with the token if there is one."""
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+        api = self.api
+        headers: dict[str, str] = build_hf_headers(
+            token=api.token, library_name=api.library_name, library_version=api.library_version
+        )
+        return headers
+
+    def cached_path(self, pinned: PinnedRepo, name: str) -> Path:
+        """Return where the cache keeps the adapter's file ``name``, whether it is there or not."""
+        return self._cache_of(pinned.repo_id) / "snapshots" / pinned.commit / pinned.path(name)
+
+    def _resolve_cached(self, reference: Reference) -> PinnedRepo:
+        cache = self._cache_of(reference.repo_id)
+        commit = reference.revision or "main"
+        ref = cache / "refs" / commit
+        if ref.is_file():
+            commit = ref.read_text().strip()
+        snapshot = cache / "snapshots" / commit
+        if not snapshot.is_dir():
+            raise offline(str(reference))
+        return cached_repo(reference, commit, snapshot)
+
+    def _remember(self, pinned: PinnedRepo) -> None:
+        """Note in the cache, as its layout has it, which commit the revision is, for use without network."""
+        revision = pinned.revision or "main"
+        if revision == pinned.commit:
+            return
+        ref = self._cache_of(pinned.repo_id) / "refs" / revision
+        with suppress(OSError):
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            fresh = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+            fresh.write_text(pinned.commit)
+            fresh.replace(ref)
+
+    def _cache_of(self, repo_id: str) -> Path:
+        return self._cache_dir / f"models--{repo_id.replace('/', '--')}"
+
+    def _download(self, pinned: PinnedRepo, name: str, progress: bool) -> Path:
+        target, size = self.cached_path(pinned, name), pinned.files[pinned.path(name)].size
+        if has_size(target, size):
+            return target
+        download = partial(
+            self.api.hf_hub_download,
+            pinned.repo_id,
+            pinned.path(name),
+            revision=pinned.commit,
+            cache_dir=self._cache_dir,
+            force_download=target.exists(),
+            tqdm_class=None if progress else _silent_bar(),
+        )
+        self.ask(download, pinned.repo_id, f"{pinned.label} ({name})")
+        if has_size(target, size):
+            return target
+        raise AdapterFormatError(
+            f"{pinned.label} ({name}) arrived with a size other than the {size} bytes that the repository states.",
+            remedy="Try again; if it persists, ask its author to upload the file again.",
+        )
+
+    def _model(self, model_id: str) -> ModelInfo | None:
+        if self.offline or not is_model_id(model_id):
+            return None
+        if model_id not in self._models:
+            try:
+                self._models[model_id] = self.ask(lambda: self.api.model_info(model_id), model_id)
+            except AdapterNotFound:
+                self._models[model_id] = None
+        return self._models[model_id]
+
+    def _page(self, parameters: Parameters) -> tuple[list[Any], str | None]:
+        from huggingface_hub import get_session, hf_raise_for_status
+
+        response = get_session().get(f"{self.endpoint}/api/models", params=list(parameters), headers=self.headers())
+        hf_raise_for_status(response)
+        entries = response.json()
+        if not isinstance(entries, list):
+            raise ValueError("no list of models")
+        return entries, response.links.get("next", {}).get("url")
+
+    def _sends_token(self) -> bool:
+        from huggingface_hub import constants, get_token
+
+        token = self.api.token
+        implicit = token is True or not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN
+        return isinstance(token, str) or (token is not False and implicit and get_token() is not None)
+
+
+class _Reader:
+    """Reads parts of an adapter's files, from the cache where they are there, and counts what it downloads."""
+
+    def __init__(self, hub: Hub, pinned: PinnedRepo) -> None:
+        self.bytes_read = 0
+        self._hub = hub
+        self._pinned = pinned
+
+    def text(self, name: str) -> bytes:
+        size = self._pinned.files[self._pinned.path(name)].size
+        if size > MOST_TEXT:
+            raise AdapterFormatError(
+                f"{self._pinned.label} ({name}) has {size} bytes; at most {MOST_TEXT} are read.",
+                remedy="Take another revision, or ask its author to shorten the file.",
+            )
+        return self.read(name, 0, size)
+
+    def read(self, name: str, start: int, end: int) -> bytes:
+        if start >= end:
+            return b""
+        pinned, path = self._pinned, self._pinned.path(name)
+        cached = self._hub.cached_path(pinned, name)
+        if has_size(cached, pinned.files[path].size):
+            with cached.open("rb") as file:
+                file.seek(start)
+                return file.read(end - start)
+        content = self._hub.ask(lambda: self._fetch(path, start, end), pinned.repo_id, f"{pinned.label} ({name})")
+        self.bytes_read += len(content)
+        return content
+
+    def _fetch(self, path: str, start: int, end: int) -> bytes:
+        from huggingface_hub import hf_hub_url
+
+        repo_id, commit = self._pinned.repo_id, self._pinned.commit
+        url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._hub.endpoint)
+        return fetch_range(url, self._hub.headers(), start, end)
+
+
+def has_size(file: Path, size: int) -> bool:
+    """Tell whether ``file`` is there with ``size`` bytes."""
+    return file.is_file() and file.stat().st_size == size
+
+
+def _silent_bar() -> type[Any]:
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+
+    class SilentBar(tqdm):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **{**settings, "disable": True})  # type: ignore[no-untyped-call]
+
+    return SilentBar
+
+
+def _own_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("hub-merge")
+    except PackageNotFoundError:
+        return "0"

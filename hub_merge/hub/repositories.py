@@ -1,0 +1,191 @@
+"""A repository at one commit: what it says about itself, and which files it holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from hub_merge.hub.references import Reference
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+    from huggingface_hub.hf_api import RepoSibling
+
+__all__ = ["PinnedRepo", "RemoteFile", "cached_repo", "pinned_repo", "stated_base_models", "stated_license"]
+
+BASE_TAG = re.compile(r"base_model:(?:(?:adapter|finetune|quantized|merge):)?(?P<id>[^:]+)")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteFile:
+    """One file of a repository.
+
+    Attributes:
+        size: Bytes.
+        sha256: Of the content, for a file in large-file storage.
+        git_oid: Git's hash of the blob, which is of the content for all other files.
+    """
+
+    size: int
+    sha256: str | None = None
+    git_oid: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedRepo:
+    """A repository at one commit. What is not known, as when it comes from the cache, is ``None`` or empty.
+
+    Attributes:
+        repo_id: Canonical id, after renames.
+        revision: What was asked for.
+        commit: The commit it resolved to, 40 hex digits.
+        subfolder: Folder of the adapter inside the repository.
+        gated: Whether access has to be requested.
+        private: Whether it is private.
+        disabled: Whether the Hub has disabled it.
+        license: Licence identifier it states.
+        downloads: Downloads of the last month.
+        likes: Number of likes.
+        last_modified: ISO 8601 time of the last change.
+        author: Owner.
+        tags: Tags, also those the Hub derives.
+        base_models: Base models it states.
+        files: Files of the whole repository by path.
+        from_cache: Whether it was read from the cache, which may hold a part of the repository only.
+    """
+
+    repo_id: str
+    revision: str | None
+    commit: str
+    subfolder: str = ""
+    gated: bool = False
+    private: bool = False
+    disabled: bool = False
+    license: str | None = None
+    downloads: int | None = None
+    likes: int | None = None
+    last_modified: str | None = None
+    author: str | None = None
+    tags: tuple[str, ...] = ()
+    base_models: tuple[str, ...] = ()
+    files: Mapping[str, RemoteFile] = field(default_factory=lambda: MappingProxyType({}))
+    from_cache: bool = False
+
+    @property
+    def reference(self) -> Reference:
+        """Reference that finds exactly this again."""
+        return Reference(self.repo_id, self.commit, self.subfolder)
+
+    @property
+    def label(self) -> str:
+        """Short reference for messages, as it was asked for."""
+        return str(Reference(self.repo_id, self.revision, self.subfolder))
+
+    def path(self, name: str) -> str:
+        """Return the path in the repository of the adapter's file ``name``."""
+        return f"{self.subfolder}/{name}" if self.subfolder else name
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the files that lie directly in the adapter's folder."""
+        start = len(self.path(""))
+        inside = (path[start:] for path in self.files if path.startswith(self.path("")))
+        return frozenset(name for name in inside if "/" not in name)
+
+
+def pinned_repo(info: ModelInfo, reference: Reference) -> PinnedRepo:
+    """Return the repository that the Hub describes, pinned to the commit it describes."""
+    if info.sha is None or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
+        raise ValueError(f"no commit, but {info.sha!r}")
+    return PinnedRepo(
+        repo_id=info.id,
+        revision=reference.revision,
+        commit=info.sha,
+        subfolder=reference.subfolder,
+        gated=bool(info.gated),
+        private=bool(info.private),
+        disabled=bool(info.disabled),
+        license=stated_license(info),
+        downloads=info.downloads,
+        likes=info.likes,
+        last_modified=info.last_modified.isoformat() if info.last_modified else None,
+        author=info.author or info.id.split("/", maxsplit=1)[0],
+        tags=tuple(info.tags or ()),
+        base_models=stated_base_models(info),
+        files=MappingProxyType({sibling.rfilename: _remote_file(sibling) for sibling in info.siblings or ()}),
+    )
+
+
+def _remote_file(sibling: RepoSibling) -> RemoteFile:
+    if sibling.lfs:
+        return RemoteFile(sibling.lfs.size, sibling.lfs.sha256, sibling.blob_id)
+    if sibling.size is None:
+        raise ValueError(f"no size of {sibling.rfilename}")
+    return RemoteFile(sibling.size, None, sibling.blob_id)
+
+
+def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo:
+    """Return the part of a repository that the cache holds at ``commit``."""
+    files = {}
+    for path in sorted(snapshot.rglob("*")):
+        if path.is_file():
+            blob = path.readlink().name if path.is_symlink() else ""
+            files[path.relative_to(snapshot).as_posix()] = RemoteFile(
+                path.stat().st_size, blob if SHA256.fullmatch(blob) else None
+            )
+    card = _card(snapshot / "README.md")
+    return PinnedRepo(
+        reference.repo_id,
+        reference.revision,
+        commit,
+        reference.subfolder,
+        license=next(iter(_texts(card.get("license"))), None),
+        author=reference.repo_id.split("/", maxsplit=1)[0],
+        base_models=tuple(_texts(card.get("base_model"))),
+        files=MappingProxyType(files),
+        from_cache=True,
+    )
+
+
+def _card(readme: Path) -> Mapping[str, Any]:
+    """Return the front matter of a card, empty if there is none that can be read."""
+    from huggingface_hub import metadata_load
+    from yaml import YAMLError
+
+    try:
+        return (metadata_load(readme) if readme.is_file() else None) or {}
+    except (ValueError, YAMLError):
+        return {}
+
+
+def stated_license(info: ModelInfo) -> str | None:
+    """Return the licence that a repository states in its card, else in its tags."""
+    stated = _texts(info.card_data.get("license") if info.card_data else None)
+    tagged = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
+    return next(iter([*stated, *tagged]), None)
+
+
+def stated_base_models(info: ModelInfo) -> tuple[str, ...]:
+    """Return the ids of the base models, from the Hub's own field, the card or the tags, whichever has some."""
+    field_ids = _base_ids(info.base_models)
+    card_ids = _texts(info.card_data.get("base_model") if info.card_data else None)
+    tag_ids = [match["id"] for match in map(BASE_TAG.fullmatch, info.tags or ()) if match]
+    return tuple(dict.fromkeys(field_ids or card_ids or tag_ids))
+
+
+def _base_ids(stated: Any) -> list[str]:
+    """Flatten ``["id"]``, ``[{"id": …}]`` and ``{"relation": …, "models": [{"id": …}]}``."""
+    if isinstance(stated, Mapping):
+        stated = stated.get("models", stated.get("id"))
+    if isinstance(stated, Iterable) and not isinstance(stated, str):
+        return [text for item in stated for text in _texts(item.get("id") if isinstance(item, Mapping) else item)]
+    return _texts(stated)
+
+
+def _texts(stated: Any) -> list[str]:
+    entries = stated if isinstance(stated, list) else [stated]
+    return [entry for entry in entries if isinstance(entry, str) and entry]
