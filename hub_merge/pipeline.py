@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
 from hub_merge.card import render_card, update_card
@@ -19,17 +19,15 @@ from hub_merge.errors import HubMergeError, HubUnavailable, IncompatibleAdapters
 from hub_merge.findings import Finding, Report
 from hub_merge.formats.peft import CONFIG_FILE, WEIGHTS_FILE, open_folder, write_portable
 from hub_merge.formats.tensors import WRITABLE
+from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.methods import Method, get_method
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import RECORD_FILE, build_record, read_record, reopen, require_files
-from hub_merge.recipe import MergeRecord, Recipe, Weight, checked_weight
+from hub_merge.publish import Published, publish_folder
+from hub_merge.recipe import MergeRecord, Parent, Recipe, Weight, checked_weight
 from hub_merge.scores import Scores, score
 from hub_merge.sources import open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
-
-if TYPE_CHECKING:
-    from hub_merge.hub import Hub, Listing
-    from hub_merge.publish import Published
 
 __all__ = [
     "PUBLISHED_FILES",
@@ -162,6 +160,8 @@ def run(recipe: Recipe, *, hub: Hub, folder: Path = Path(), progress: Progress =
     Raises:
         HubMergeError: An adapter cannot be had, or the merge cannot be carried out.
     """
+    get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
+    _require_choices(recipe.rank, recipe.dtype, recipe.seed)
     references = [folder / source.model if source.model.startswith(".") else source.model for source in recipe.models]
     return merge(
         _open_all(references, hub, progress),
@@ -182,10 +182,14 @@ def follow_renames(hub: Hub) -> Callable[[str], str | None] | None:
     if hub.offline:
         return None
 
+    answers = True
+
     def canonical(model_id: str) -> str | None:
+        nonlocal answers
         try:
-            return hub.canonical(model_id)
+            return hub.canonical(model_id) if answers else None
         except HubUnavailable:
+            answers = False  # the next name would only wait as long again
             return None
 
     return canonical
@@ -391,8 +395,6 @@ def _base_license(composite: Composite, hub: Hub) -> str | None:
 
 def search(base_model: str | None = None, *, hub: Hub | None = None, **filters: Any) -> list[Listing]:
     """Return public adapters of the Hub, of one base model or of any; see ``Hub.search`` for the filters."""
-    from hub_merge.hub import Hub
-
     return (hub or Hub()).search(base_model, **filters)
 
 
@@ -436,16 +438,15 @@ def push_folder(
         AdapterNotFound: The folder holds no composite.
         PublishError: The Hub refused, or the repository changed meanwhile.
     """
-    from hub_merge.publish import publish_folder
-
     record = read_record(folder)
-    guarded = any(parent.private or parent.gated for parent in record.parents)
+    if private is None and not all(_is_open(parent, hub) for parent in record.parents):
+        private = True
     return publish_folder(
         folder,
         repo_id,
         hub=hub,
         files=[name for name in PUBLISHED_FILES if (folder / name).is_file()],
-        private=True if private is None and guarded else private,
+        private=private,
         create_pr=create_pr,
         commit_message=commit_message,
         dry_run=dry_run,
@@ -453,10 +454,21 @@ def push_folder(
     )
 
 
+def _is_open(parent: Parent, hub: Hub) -> bool:
+    """Whether anybody can read the parent now; one that is gone or cannot be seen counts as closed."""
+    if parent.private or parent.gated:
+        return False
+    if parent.repo_id is None:
+        return True
+    try:
+        now = hub.describe(Reference(parent.repo_id, parent.commit))
+    except HubMergeError:
+        return False
+    return not (now.private or now.gated)
+
+
 def push(adapter: Adapter, repo_id: str, *, token: str | bool | None = None, **asked: Any) -> Published:
     """Write ``adapter`` to a temporary folder and publish it; see ``push_folder`` for the arguments."""
-    from hub_merge.hub import Hub
-
     with tempfile.TemporaryDirectory() as root:
         folder = save(adapter, Path(root) / "composite")
         return push_folder(folder, repo_id, hub=Hub(token=token), **asked)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -12,26 +13,35 @@ from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
+    from hub_merge.recipe import Recipe
 
 __all__ = ["cli", "main"]
 
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+adapters_argument = click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 token_option = click.option(
-    "--token", help="Hub token. It stays in the shell's history: prefer HF_TOKEN or `hf auth login`."
+    "--token",
+    metavar="TOKEN",
+    help="Hub token. It stays in the shell's history: prefer HF_TOKEN or `hf auth login`.",
 )
 weights_option = click.option(
     "--weights",
-    help="One number an adapter, such as 1,0.5,-0.25; 1 each by default. Weights by module go into a recipe.",
+    metavar="NUMBERS",
+    help="One number an adapter, such as 1,0.5,-0.25.  [default: 1 each]",
 )
 base_option = click.option("--base", metavar="OWNER/NAME", help="The base model, where the adapters do not prove it.")
-allow_option = click.option("--allow", multiple=True, metavar="CODE", help="Accept the finding of this code.")
+allow_option = click.option(
+    "--allow", multiple=True, metavar="CODE", help="Accept the finding of this code; may be repeated."
+)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="hub-merge", prog_name="hub-merge")
+@click.version_option(package_name="hub-merge", message="%(prog)s %(version)s")
 def cli() -> None:
     """Find, check, score, merge, prove and publish LoRA adapters, without loading a base model.
 
-    An adapter is a Hub id (owner/name, owner/name@revision:subfolder), an address, or a folder.
+    An adapter is a Hub id (owner/name, owner/name@revision:subfolder), the address of its page, or a folder.
     """
 
 
@@ -40,19 +50,33 @@ def main() -> NoReturn:
     run_cli(cli)
 
 
-def _hub(token: str | None) -> Hub:
+def _hub(out: Output, token: str | None) -> Hub:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
     from hub_merge.hub import Hub
 
-    return Hub(token=token)
+    if not out.animated and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+    return Hub(token=(token or "").strip() or None)
 
 
-def _numbers(weights: str | None) -> list[float] | None:
+def _numbers(weights: str | None, adapters: tuple[str, ...]) -> list[float] | None:
     if weights is None:
         return None
     try:
-        return [float(number) for number in weights.split(",")]
-    except ValueError as error:
-        raise click.BadParameter("write numbers with commas between, such as 1,0.5", param_hint="--weights") from error
+        numbers = [float(number) for number in weights.split(",")]
+    except ValueError:
+        numbers = [math.nan]
+    if not all(map(math.isfinite, numbers)):
+        raise click.BadParameter(
+            f"{weights!r} is not numbers with commas between, such as 1,0.5.", param_hint="--weights"
+        )
+    if len(numbers) != len(adapters):
+        raise click.BadParameter(
+            f"{len(numbers)} given for {len(adapters)} adapters; give one an adapter.", param_hint="--weights"
+        )
+    return numbers
 
 
 # --- find and look ----------------------------------------------------------------------------------------------------
@@ -65,17 +89,20 @@ def _numbers(weights: str | None) -> list[float] | None:
     ]
 )
 @click.argument("base_model", required=False)
-@click.option("--search", "text", help="Words in the name.")
-@click.option("--author", help="User or organisation.")
-@click.option("--task", help="PEFT task type, such as CAUSAL_LM.")
-@click.option("--license", "license_", help="Licence identifier, such as apache-2.0.")
+@click.option("--search", "text", metavar="WORDS", help="Words in the name.")
+@click.option("--author", metavar="OWNER", help="User or organisation.")
+@click.option("--task", metavar="TYPE", help="PEFT task type, such as CAUSAL_LM.")
+@click.option("--license", "license_", metavar="ID", help="Licence identifier, such as apache-2.0.")
 @click.option(
     "--sort",
     type=click.Choice(["downloads", "likes", "last_modified", "created_at", "trending_score"]),
     default="downloads",
     show_default=True,
+    help="What puts an adapter first.",
 )
-@click.option("--limit", type=click.IntRange(1, 1000), default=30, show_default=True)
+@click.option(
+    "--limit", metavar="N", type=click.IntRange(1, 1000), default=30, show_default=True, help="Most adapters to list."
+)
 @token_option
 @output_options
 def search(
@@ -89,37 +116,35 @@ def search(
     limit: int,
     token: str | None,
 ) -> None:
-    """Find public adapters, of one base model or of any."""
-    from hub_merge.cli.show import listing_row
+    """Find adapters on the Hub, of one base model or of any."""
+    from hub_merge.cli.show import print_listings
 
-    found = _hub(token).search(
+    found = _hub(out, token).search(
         base_model, text=text, author=author, task=task, license=license_, sort=sort, limit=limit
     )
-    out.table(
-        [listing_row(listing) for listing in found],
-        ["id", "base_model", "task", "license", "downloads", "likes", "size", "last_modified"],
-    )
-    if len(found) > 1:
-        out.hint(f"hub-merge check {found[0].repo_id} {found[1].repo_id}")
+    print_listings(out, found)
 
 
 @cli.command(examples=["inspect someone/math-lora", "inspect ./my-adapter --json"])
 @click.argument("adapter")
-@click.option("--revision", help="Branch, tag or commit.")
+@click.option("--revision", metavar="REVISION", help="Branch, tag or commit.")
 @token_option
 @output_options
 def inspect(out: Output, adapter: str, revision: str | None, token: str | None) -> None:
-    """Show what one adapter is, from its config and tensor headers alone."""
+    """Show what one adapter is, without its weights.
+
+    Config and tensor headers tell it, which costs kilobytes, whatever the size of the adapter.
+    """
     from hub_merge.cli.show import print_inspection
     from hub_merge.sources import open_headers
 
-    print_inspection(out, open_headers(adapter, revision=revision, hub=_hub(token)))
+    print_inspection(out, open_headers(adapter, revision=revision, hub=_hub(out, token)))
 
 
 @cli.command(
     examples=["check someone/math-lora other/medicine-lora", "check ./a ./b --base openai-community/gpt2 --json"]
 )
-@click.argument("adapters", nargs=-1, required=True)
+@adapters_argument
 @base_option
 @allow_option
 @click.option("--full", is_flag=True, help="Download the weights too and look at their numbers.")
@@ -128,31 +153,38 @@ def inspect(out: Output, adapter: str, revision: str | None, token: str | None) 
 def check(
     out: Output, adapters: tuple[str, ...], base: str | None, allow: tuple[str, ...], full: bool, token: str | None
 ) -> None:
-    """Tell whether adapters fit together: every problem and caution at once.
+    """Tell whether adapters fit together: every problem at once.
 
-    Adapters of the Hub are judged by their config and tensor headers, which costs kilobytes. Exit code 1 when
+    Adapters of the Hub are judged by their config and tensor headers, which costs kilobytes. The exit code is 1 when
     something blocks a merge.
     """
     from hub_merge.cli.show import print_compatibility
     from hub_merge.pipeline import check_references
 
-    result = check_references(adapters, hub=_hub(token), base=base, allow=allow, full=full, progress=out.progress())
-    print_compatibility(out, result)
+    result = check_references(
+        adapters, hub=_hub(out, token), base=base, allow=allow, full=full, progress=out.progress()
+    )
+    print_compatibility(out, result, adapters)
     if not result.compatible:
         raise click.exceptions.Exit(1)
 
 
 @cli.command(examples=["score ./math ./medicine ./finance", "score ./math ./medicine --plot scores.png"])
-@click.argument("adapters", nargs=-1, required=True)
+@adapters_argument
 @weights_option
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Draw a heat map (PNG, SVG or PDF).")
-@click.option("--modules", is_flag=True, help="Put the scores of every module into the JSON.")
+@click.option(
+    "--plot",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw a heat map (.png, .svg or .pdf; needs matplotlib).",
+)
+@click.option("--modules", is_flag=True, help="With --json, add the scores of every module.")
 @token_option
 @output_options
 def score(
     out: Output, adapters: tuple[str, ...], weights: str | None, plot: Path | None, modules: bool, token: str | None
 ) -> None:
-    """Score how orthogonal the adapters' deltas are.
+    """Score how orthogonal the deltas of adapters are.
 
     The headline is the RMS cosine over modules, [0, 1]: 0 is orthogonal. Beside it stands what chance gives and
     whether the A factors share one initialisation. It describes geometry; it does not predict quality.
@@ -160,13 +192,13 @@ def score(
     from hub_merge.cli.show import print_scores
     from hub_merge.pipeline import score_references
 
-    scores = score_references(adapters, hub=_hub(token), weights=_numbers(weights), progress=out.progress())
-    print_scores(out, scores, modules=modules)
+    numbers = _numbers(weights, adapters)
+    scores = score_references(adapters, hub=_hub(out, token), weights=numbers, progress=out.progress())
     if plot is not None:
         from hub_merge.plots import heat_map
 
         heat_map(scores, plot)
-        out.note(f"Picture: {plot}")
+    print_scores(out, scores, modules=modules)
 
 
 # --- merge and prove --------------------------------------------------------------------------------------------------
@@ -180,41 +212,74 @@ def score(
     ]
 )
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER... | RECIPE.yaml")
-@click.option("--method", help="Merge method; see `hub-merge methods`.  [default: sum]")
+@click.option(
+    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
+)
+@click.option("--method", metavar="NAME", help="Merge method; the command `methods` lists them.  [default: sum]")
 @weights_option
-@click.option("--rank", type=click.IntRange(1), help="Rank of the result; the method's own by default.")
-@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the method.")
-@click.option("--seed", type=click.IntRange(0), help="Seed of every random choice.  [default: 0]")
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: widest of the sources.")
+@click.option("--rank", metavar="N", type=click.IntRange(1), help="Rank of the result.  [default: the method's own]")
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the method; may be repeated.")
+@click.option("--seed", metavar="N", type=click.IntRange(0), help="Seed of every random choice.  [default: 0]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Dtype of the result.  [default: the widest of the adapters']",
+)
 @base_option
 @allow_option
-@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
 @click.option("--force", is_flag=True, help="Replace the folder if it holds an adapter.")
-@click.option("--plot", is_flag=True, help="Draw the orthogonality heat map into the card.")
 @token_option
 @output_options
 def merge(
     out: Output, adapters: tuple[str, ...], output: Path, force: bool, plot: bool, token: str | None, **asked: Any
 ) -> None:
-    """Merge adapters into one, prove the written file, and write record, recipe and model card beside it."""
+    """Merge adapters into one, and prove the written file.
+
+    Record, recipe and model card are written beside it. A recipe says everything itself, weights by module too, and
+    stands in place of adapters and options.
+    """
     from hub_merge.cli.show import print_merge
     from hub_merge.pipeline import merge_to_folder
-    from hub_merge.recipe import Recipe
 
-    folder, recipe = Path(), None
-    if len(adapters) == 1 and adapters[0].endswith((".yaml", ".yml")):
-        given = [name for name, value in asked.items() if value not in (None, ())]
-        if given:
-            raise click.UsageError(f"A recipe says it all; leave out --{given[0].rstrip('s')} or edit the recipe.")
-        path = Path(adapters[0])
-        if not path.is_file():
-            raise click.UsageError(f"There is no recipe {path}.")
-        folder, recipe = path.parent, Recipe.from_yaml(path.read_text(encoding="utf-8"))
-    recipe = recipe or _recipe(adapters, **asked)
+    path = _recipe_path(adapters, asked)
     result = merge_to_folder(
-        recipe, output, hub=_hub(token), sources_from=folder, force=force, picture=plot, progress=out.progress()
+        _recipe(adapters, **asked) if path is None else _read_recipe(path),
+        output,
+        hub=_hub(out, token),
+        sources_from=path.parent if path else Path(),
+        force=force,
+        picture=plot,
+        progress=out.progress(),
     )
     print_merge(out, output, result)
+
+
+def _recipe_path(adapters: tuple[str, ...], asked: dict[str, Any]) -> Path | None:
+    """Return the recipe that was named in place of adapters, ``None`` if none was."""
+    paths = [Path(name) for name in adapters if name.endswith(RECIPE_SUFFIXES) and not Path(name).is_dir()]
+    if not paths:
+        return None
+    if len(adapters) > 1:
+        raise click.UsageError(f"{paths[0]} names its adapters itself: give the recipe alone, or adapters only.")
+    options = {param.name: param.opts[-1] for param in click.get_current_context().command.params}
+    if given := [options[name] for name, value in asked.items() if value not in (None, ())]:
+        raise click.UsageError(f"{paths[0]} says it all: leave out {', '.join(given)}, or edit the recipe.")
+    if not paths[0].is_file():
+        raise click.UsageError(f"There is no recipe {paths[0]}.")
+    return paths[0]
+
+
+def _read_recipe(path: Path) -> Recipe:
+    from hub_merge.errors import RecipeError
+    from hub_merge.recipe import Recipe
+
+    try:
+        return Recipe.from_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: it is not text in UTF-8.", remedy="Save it as UTF-8.") from error
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error.problem}", remedy=error.remedy) from error
 
 
 def _recipe(
@@ -228,16 +293,14 @@ def _recipe(
     dtype: str | None,
     base: str | None,
     allow: tuple[str, ...],
-) -> Any:
+) -> Recipe:
     from hub_merge.recipe import Recipe, Source
 
-    numbers = _numbers(weights) or [1.0] * len(adapters)
-    if len(numbers) != len(adapters):
-        raise click.BadParameter(
-            f"there are {len(adapters)} adapters and {len(numbers)} weights", param_hint="--weights"
-        )
+    if twice := [name for name in adapters if adapters.count(name) > 1]:
+        raise click.UsageError(f"{twice[0]} is named twice: name it once, with a larger number in --weights.")
     if wrong := [option for option in options if "=" not in option]:
-        raise click.BadParameter(f"{wrong[0]!r} is not NAME=VALUE", param_hint="--option")
+        raise click.BadParameter(f"{wrong[0]!r} is not NAME=VALUE.", param_hint="--option")
+    numbers = _numbers(weights, adapters) or [1.0] * len(adapters)
     return Recipe(
         merge_method=method or "sum",
         models=tuple(Source(model, weight) for model, weight in zip(adapters, numbers, strict=True)),
@@ -252,18 +315,19 @@ def _recipe(
 
 @cli.command(examples=["verify someone/math-medicine", "verify ./math-medicine ./math ./medicine"])
 @click.argument("composite")
-@click.argument("parents", nargs=-1)
+@click.argument("parents", nargs=-1, metavar="[PARENT]...")
 @token_option
 @output_options
 def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | None) -> None:
-    """Prove that a composite is the merge its record tells of: parents are fetched and merged again.
+    """Prove that a composite is the merge its record tells of.
 
-    PARENTS are folders of adapters that were local when the composite was made; they are recognised by their hashes.
+    Its parents are fetched at their recorded commits and merged again. PARENT is the folder of one that was local when
+    the composite was made; it is recognised by its hashes. The exit code is 1 when the proof fails.
     """
     from hub_merge.cli.show import print_proof
     from hub_merge.pipeline import verify as verify_composite
 
-    proof = verify_composite(composite, parents=parents, hub=_hub(token), progress=out.progress())
+    proof = verify_composite(composite, parents=parents, hub=_hub(out, token), progress=out.progress())
     print_proof(out, composite, proof)
     if not proof.passed:
         raise click.exceptions.Exit(1)
@@ -271,42 +335,50 @@ def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | N
 
 # --- publish ----------------------------------------------------------------------------------------------------------
 
+composite_argument = click.argument("composite", type=click.Path(exists=True, file_okay=False, path_type=Path))
 
-@cli.command(examples=["card ./math-medicine", "card ./math-medicine --write"])
-@click.argument("composite", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--repo-id", metavar="OWNER/NAME", help="Name the repository in the usage section.")
+
+@cli.command(examples=["card ./math-medicine", "card ./math-medicine --repo-id me/math-medicine --write"])
+@composite_argument
+@click.option("--repo-id", metavar="OWNER/NAME", help="Repository to name in the usage section.")
 @click.option("--write", is_flag=True, help="Write it to README.md; text outside our markers stays.")
 def card(composite: Path, repo_id: str | None, write: bool) -> None:
     """Print the model card that a composite's record gives."""
     from hub_merge.pipeline import card_of
 
     text = card_of(composite, repo_id=repo_id, write=write)
-    if not write:
+    if write:
+        click.echo(f"Wrote {composite / 'README.md'}", err=True)
+    else:
         click.echo(text, nl=False)
 
 
 @cli.command(
     examples=["push ./math-medicine me/math-medicine --private", "push ./math-medicine org/lora --create-pr --dry-run"]
 )
-@click.argument("composite", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@composite_argument
 @click.argument("repo_id", metavar="OWNER/NAME")
 @click.option(
     "--private/--no-private",
     default=None,
-    help="Visibility of a new repository; private if a parent is gated or private.",
+    help="Visibility of a new repository.  [default: private if a parent is gated or private]",
 )
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
-@click.option("--commit-message", help="Title of the commit.")
+@click.option("--commit-message", metavar="TEXT", help="Title of the commit.")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent; change nothing.")
 @click.option("--force", is_flag=True, help="Write into a repository that hub-merge did not make.")
 @token_option
 @output_options
 def push(out: Output, composite: Path, repo_id: str, token: str | None, **asked: Any) -> None:
-    """Publish a composite as one commit; the repository is created last."""
+    """Publish a composite as one commit on the Hub.
+
+    Everything is checked first, and a new repository is created last. What is there already is not sent again.
+    """
     from hub_merge.cli.show import print_published
     from hub_merge.pipeline import push_folder
 
-    print_published(out, push_folder(composite, repo_id, hub=_hub(token), **asked), dry_run=asked["dry_run"])
+    published = push_folder(composite, repo_id, hub=_hub(out, token), **asked)
+    print_published(out, published, dry_run=asked["dry_run"])
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

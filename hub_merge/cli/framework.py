@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import io
 import os
-import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import click
 
-from hub_merge.cli.output import Output, OutputMode
+from hub_merge.cli.output import Output, OutputMode, program_name, tell
 from hub_merge.errors import HubMergeError
 
 __all__ = ["Command", "Group", "output_options", "run_cli"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-TOKEN = re.compile(r"hf_\w{20,}")
+INTERRUPTED = 130
 
 
 class Command(click.Command):
@@ -30,18 +32,29 @@ class Command(click.Command):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples below the options, as the reader would type them."""
-        program = ctx.find_root().info_name
-        if self.examples:
-            with formatter.section("Examples"):
-                for example in self.examples:
-                    formatter.write(f"  $ {program} {example}\n")
-        super().format_epilog(ctx, formatter)
+        _write_examples(ctx, formatter, self.examples)
 
 
 class Group(click.Group):
     """The group of commands: suggests the nearest one for a typo and shows an example of each."""
 
     command_class = Command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the options before the command; one that belongs behind it is told so."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            owners = [
+                name
+                for name, command in self.commands.items()
+                if any(error.option_name in param.opts for param in command.params)
+            ]
+            if not owners:
+                raise
+            raise click.UsageError(
+                f"{error.option_name} is an option of the commands: write it after one of {', '.join(owners)}.", ctx
+            ) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -60,35 +73,38 @@ class Group(click.Group):
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Show the first example of each command."""
-        with formatter.section("Examples"):
-            for command in self.commands.values():
-                if isinstance(command, Command) and command.examples:
-                    formatter.write(f"  $ {ctx.info_name} {command.examples[0]}\n")
+        _write_examples(ctx, formatter, [c.examples[0] for c in self.commands.values() if isinstance(c, Command)])
+        formatter.write_paragraph()
+        formatter.write_text(f"Options and more examples of a command: {ctx.info_name} COMMAND --help")
+
+
+def _write_examples(ctx: click.Context, formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
+    with formatter.section("Examples"):
+        for example in examples:
+            formatter.write(f"  $ {ctx.find_root().info_name} {example}\n")
 
 
 def output_options(function: Function) -> Function:
     """Add ``--format``, ``--json``, ``-q`` and ``--no-truncate``; the command gets an ``Output`` as ``out``."""
 
+    @functools.wraps(function)
     def wrapper(
-        *args: Any, output_format: str | None, as_json: bool, quiet: bool, no_truncate: bool, **kwargs: Any
+        *args: Any, output_format: OutputMode | None, as_json: bool, quiet: bool, no_truncate: bool, **kwargs: Any
     ) -> Any:
-        asked = [mode for mode in (output_format, as_json and "json", quiet and "quiet") if mode]
-        if len(asked) > 1:
+        if (output_format is not None) + as_json + quiet > 1:
             raise click.UsageError("--format, --json and --quiet exclude each other.")
-        mode: OutputMode = asked[0] if asked else "auto"  # type: ignore[assignment]
+        mode = output_format or ("json" if as_json else "quiet" if quiet else "auto")
         return function(*args, out=Output(mode, truncate=not no_truncate), **kwargs)
 
-    wrapper.__name__, wrapper.__doc__ = function.__name__, function.__doc__
-    wrapper.__click_params__ = getattr(function, "__click_params__", [])  # type: ignore[attr-defined]
     for option in (
-        click.option("--no-truncate", is_flag=True, help="Do not cut table cells to the width of the terminal."),
-        click.option("-q", "--quiet", is_flag=True, help="Print the main value of each row only."),
+        click.option("--no-truncate", is_flag=True, help="Do not cut tables to the width of the terminal."),
+        click.option("-q", "--quiet", is_flag=True, help="Print the main value only, one a line."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
         click.option(
             "--format",
             "output_format",
             type=click.Choice(["auto", "human", "agent", "json", "quiet"]),
-            help="How to print; auto is human, or agent where one is detected.",
+            help="How to print.  [default: auto, which is agent for a coding agent, else human]",
         ),
     ):
         option(wrapper)
@@ -97,28 +113,48 @@ def output_options(function: Function) -> Function:
 
 def run_cli(group: click.Group) -> NoReturn:
     """Run the command line and end the process: 0 done, 1 refused or failed, 2 usage, 130 interrupted."""
-    name = os.path.basename(sys.argv[0]).removesuffix(".exe")  # noqa: PTH119
-    program = {"hf-merge": "hf merge", "__main__.py": "python -m hub_merge"}.get(name, "hub-merge")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    color = False if os.environ.get("NO_COLOR") else None
     try:
-        code = group.main(prog_name=program, standalone_mode=False)
+        code = group.main(prog_name=program_name(), standalone_mode=False, windows_expand_args=False, color=color)
     except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        code = _show_usage_error(error)
     except (click.Abort, KeyboardInterrupt):
-        _tell("Interrupted.")
-        code = 130
-    except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
-        code = 1
-    except HubMergeError as error:
-        if os.environ.get("HF_DEBUG"):
-            raise
-        _tell(f"Error: {error.problem}")
-        if error.remedy:
-            _tell(f"Try: {error.remedy}")
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        tell("Interrupted.")
+        code = INTERRUPTED
+    except Exception as error:
+        code = _explain(error)
+    sys.exit(code or 0)
 
 
-def _tell(text: str) -> None:
-    click.echo(TOKEN.sub("hf_***", text), err=True)
+def _show_usage_error(error: click.ClickException) -> int:
+    text = io.StringIO()
+    error.show(text)
+    tell(text.getvalue().rstrip())
+    return error.exit_code
+
+
+def _explain(error: Exception) -> int:
+    """Tell an error and the way out of it; with HF_DEBUG, where it came from too."""
+    if os.environ.get("HF_DEBUG", "").upper() in ("1", "ON", "YES", "TRUE"):
+        tell(traceback.format_exc())
+    problem, remedy = _problem(error)
+    tell(f"Error: {problem}")
+    if remedy:
+        tell(f"Try: {remedy}")
+    return 1
+
+
+def _problem(error: Exception) -> tuple[str, str | None]:
+    match error:
+        case HubMergeError():
+            return error.problem, error.remedy
+        case OSError() if error.strerror:
+            place = f"{error.filename}: " if error.filename else ""
+            return f"{place}{error.strerror}.", "Check the path, the right to write there, and the free space."
+    return (
+        f"Unexpected {type(error).__name__}: {error}",
+        "Set HF_DEBUG=1 to see the traceback, and report it: this is a bug in hub-merge.",
+    )

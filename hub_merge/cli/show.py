@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
     from hub_merge.compat import Compatibility
-    from hub_merge.findings import Report
+    from hub_merge.findings import Finding, Report
     from hub_merge.hub import Listing
     from hub_merge.methods import Method
     from hub_merge.proof import Proof
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
     from hub_merge.sources import Opened
 
 __all__ = [
-    "listing_row",
     "print_compatibility",
     "print_inspection",
+    "print_listings",
     "print_merge",
     "print_method",
     "print_methods",
@@ -35,19 +36,27 @@ __all__ = [
 UNITS = ("B", "kB", "MB", "GB")
 SHARED_START = 5.0
 """From this multiple of chance on, similar rows of A are told as a shared initialisation."""
+PAIR_COLUMNS = ("pair", "rms_cosine", "chance", "global_cosine", "a_rows", "shared_modules")
+"""What people see of a pair's score; the other modes have more."""
 
 
-def _size(number: int | None) -> str | None:
-    if number is None:
-        return None
-    value, unit = float(number), 0
-    while value >= 1000 and unit < len(UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{value:.3g} {UNITS[unit]}"
+# --- find and look ----------------------------------------------------------------------------------------------------
 
 
-def listing_row(listing: Listing) -> dict[str, Any]:
-    """Return one search result as a row."""
+def print_listings(out: Output, found: Sequence[Listing]) -> None:
+    """Print what a search found."""
+    out.table(
+        [_listing_row(listing) for listing in found],
+        ["id", "base_model", "task", "license", "downloads", "likes", "size", "last_modified"],
+        formats={"size": _size, "last_modified": lambda time: time[:10]},
+    )
+    if len(found) > 1:
+        out.hint(f"hub-merge check {found[0].repo_id} {found[1].repo_id}")
+    elif not found:
+        out.hint("nothing fits: search with fewer words or filters, or for the base model's full id")
+
+
+def _listing_row(listing: Listing) -> dict[str, Any]:
     return {
         "id": listing.repo_id,
         "commit": listing.commit,
@@ -56,33 +65,27 @@ def listing_row(listing: Listing) -> dict[str, Any]:
         "license": listing.license,
         "downloads": listing.downloads,
         "likes": listing.likes,
-        "size": _size(listing.size),
+        "size": listing.size,
         "last_modified": listing.last_modified,
         "gated": listing.gated,
         "found_by": listing.found_by,
     }
 
 
-def _print_findings(out: Output, report: Report) -> None:
-    rows = [
-        {"code": found.code, "severity": found.severity, "adapter": found.adapter, "what": found.describe()}
-        for found in report.findings
-    ]
-    if out.human:
-        for found in report.findings:
-            out.note(f"{'✗' if found.severity == 'problem' else '!'} {found.describe()}")
-    else:
-        out.table(rows, ["code", "severity", "adapter", "what"])
-
-
 def print_inspection(out: Output, opened: Opened) -> None:
     """Print what one adapter is."""
-    adapter = opened.adapter
-    specs = list(adapter.modules.values())
-    ranks = sorted({spec.rank for spec in specs})
-    scalings = sorted({spec.scaling for spec in specs})
+    values, findings = _inspection(opened), opened.adapter.findings
+    if out.mode == "json":
+        out.document({**values, "findings": [found.to_dict() for found in findings]})
+        return
+    out.fields(values, formats={"parameters": "{:,}".format, "bytes": _size, "bytes_read": _size})
+    _print_findings(out, findings)
+
+
+def _inspection(opened: Opened) -> dict[str, Any]:
+    adapter, specs = opened.adapter, list(opened.adapter.modules.values())
     groups = Counter(f"{spec.name.rpartition('.')[2]} {spec.shape[0]}x{spec.shape[1]}" for spec in specs)
-    values = {
+    return {
         "adapter": adapter.name,
         "repo_id": adapter.origin.repo_id,
         "commit": adapter.origin.commit,
@@ -91,62 +94,68 @@ def print_inspection(out: Output, opened: Opened) -> None:
         "license": adapter.origin.license,
         "modules": len(specs),
         "groups": [f"{count} x {group}" for group, count in groups.items()],
-        "rank": ranks[0] if len(ranks) == 1 else ranks,
-        "scaling": scalings[0] if len(scalings) == 1 else scalings,
-        "dtype": sorted({spec.dtype for spec in specs}),
+        "rank": _one_or_all(spec.rank for spec in specs),
+        "scaling": _one_or_all(spec.scaling for spec in specs),
+        "dtype": _one_or_all(spec.dtype for spec in specs),
         "parameters": sum(spec.rank * sum(spec.shape) for spec in specs),
         "bytes": opened.bytes_total,
         "bytes_read": opened.bytes_read,
     }
-    if out.mode == "json":
-        out.document({**values, "findings": [found.to_dict() for found in adapter.findings]})
-        return
-    out.fields(values)
-    if out.human:
-        for found in adapter.findings:
-            out.note(f"{'✗' if found.severity == 'problem' else '!'} {found.describe()}")
 
 
-def print_compatibility(out: Output, result: Compatibility) -> None:
+def _one_or_all(values: Iterable[Any]) -> Any:
+    different = sorted(set(values))
+    return different[0] if len(different) == 1 else different
+
+
+def _print_findings(out: Output, findings: Sequence[Finding]) -> None:
+    """Print findings as lines for people; programs that do not take JSON get a table where there are any."""
+    for found in findings:
+        out.line(f"{'✗' if found.severity == 'problem' else '!'} {found.describe()}")
+    if findings and out.mode == "agent":
+        out.table([_finding_row(found) for found in findings], ["code", "severity", "adapter", "what"])
+
+
+def _finding_row(found: Finding) -> dict[str, Any]:
+    return {"code": found.code, "severity": found.severity, "adapter": found.adapter, "what": found.describe()}
+
+
+def print_compatibility(out: Output, result: Compatibility, references: Sequence[str]) -> None:
     """Print whether adapters fit together, with coverage and findings."""
     if out.mode == "json":
         out.document(result.to_dict())
-        return
-    if out.human:
-        rows = [
-            {
-                "modules": group.group,
-                "shape": f"{group.shape[0]}x{group.shape[1]}",
-                **dict(zip(result.adapters, group.counts, strict=True)),
-            }
-            for group in result.coverage
-        ]
-        out.table(rows, ["modules", "shape", *result.adapters], title="Modules by adapter")
-    _print_findings(out, result.report)
-    if not out.human:
-        return
-    if result.compatible:
-        out.note(f"✓ These adapters fit together on {result.base_model or 'an unnamed base'}.")
-        out.hint("score them next: hub-merge score ADAPTER...")
+    elif out.human:
+        _print_coverage(out, result)
+        _print_findings(out, result.report.findings)
+        _print_verdict(out, result.report, result.base_model)
     else:
-        count = len(result.report.problems)
-        out.note(f"✗ They do not fit together: {count} problem{'s' * (count != 1)}.")
+        rows = [_finding_row(found) for found in result.report.findings]
+        out.table(rows, ["code", "severity", "adapter", "what"])
+    if result.compatible and len(references) > 1:
+        out.hint(f"hub-merge score {shlex.join(references)}")
 
 
-def _pair_row(pair: PairScore) -> dict[str, Any]:
-    return {
-        "pair": f"{pair.first} + {pair.second}",
-        "rms cosine": pair.rms_cosine,
-        "chance": pair.chance,
-        "global": pair.global_cosine,
-        "max": pair.max_abs_cosine,
-        "left": pair.left,
-        "right": pair.right,
-        "A rows": pair.a_rows,
-        "norm ratio": pair.norm_ratio,
-        "sign conflict": pair.sign_conflict,
-        "modules": pair.shared_modules,
-    }
+def _print_coverage(out: Output, result: Compatibility) -> None:
+    rows = [
+        {
+            "modules": group.group,
+            "shape": f"{group.shape[0]}x{group.shape[1]}",
+            **{f"in {name}": count for name, count in zip(result.adapters, group.counts, strict=True)},
+        }
+        for group in result.coverage
+    ]
+    out.table(rows, ["modules", "shape", *(f"in {name}" for name in result.adapters)], title="Modules by adapter")
+
+
+def _print_verdict(out: Output, report: Report, base_model: str | None) -> None:
+    count = len(report.problems)
+    if count:
+        out.line(f"✗ No merge as it is: {count} problem{'s' * (count != 1)}.")
+    else:
+        out.line(f"✓ Nothing blocks a merge on {base_model or 'a base that is not named'}.")
+
+
+# --- scores -----------------------------------------------------------------------------------------------------------
 
 
 def print_scores(out: Output, scores: Scores, *, modules: bool) -> None:
@@ -155,27 +164,78 @@ def print_scores(out: Output, scores: Scores, *, modules: bool) -> None:
         out.document(scores.to_dict(modules=modules))
         return
     rows = [_pair_row(pair) for pair in scores.pairs]
-    columns = list(rows[0]) if rows else ["pair", "rms cosine"]
-    out.table(rows, columns, title="Orthogonality score (0 is orthogonal; chance is what random deltas give)")
-    if not out.human:
-        return
-    kept = [
-        {"adapter": name, "norm": norm, "kept in the sum": share}
+    columns = PAIR_COLUMNS if out.human or not rows else tuple(rows[0])
+    title = "RMS cosine of each pair: 0 is orthogonal, chance is what random deltas give"
+    if rows or not out.human:
+        out.table(rows, columns, title=title, main="rms_cosine")
+    if out.human:
+        _print_retention(out, scores)
+        _print_shared_starts(out, scores)
+        out.line("The score describes geometry. Whether it predicts quality is contested: measure the composite.")
+
+
+def _pair_row(pair: PairScore) -> dict[str, Any]:
+    return {
+        "pair": f"{pair.first} + {pair.second}",
+        "rms_cosine": pair.rms_cosine,
+        "chance": pair.chance,
+        "times_chance": pair.times_chance,
+        "global_cosine": pair.global_cosine,
+        "mean_abs_cosine": pair.mean_abs_cosine,
+        "max_abs_cosine": pair.max_abs_cosine,
+        "left": pair.left,
+        "right": pair.right,
+        "a_rows": pair.a_rows,
+        "a_rows_chance": pair.a_rows_chance,
+        "norm_ratio": pair.norm_ratio,
+        "sign_conflict": pair.sign_conflict,
+        "shared_modules": pair.shared_modules,
+    }
+
+
+def _print_retention(out: Output, scores: Scores) -> None:
+    rows = [
+        {"adapter": name, "norm": norm, "kept_in_the_sum": share}
         for name, norm, share in zip(scores.adapters, scores.norms, scores.retention, strict=True)
     ]
-    out.table(kept, ["adapter", "norm", "kept in the sum"], title="\nAdapters")
+    out.table(rows, ["adapter", "norm", "kept_in_the_sum"], title="Each adapter")
+
+
+def _print_shared_starts(out: Output, scores: Scores) -> None:
     for pair in scores.pairs:
         if pair.a_rows and pair.a_rows_chance and pair.a_rows > SHARED_START * pair.a_rows_chance:
-            out.note(
+            out.line(
                 f"! {pair.first} and {pair.second} started from one lora_A (rows {pair.a_rows:.2f} alike, chance "
                 f"{pair.a_rows_chance:.2f}): that alone raises the cosine."
             )
-    out.note("The score describes geometry. Whether it predicts quality is contested: measure the composite.")
+
+
+# --- merge and prove --------------------------------------------------------------------------------------------------
 
 
 def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
     """Print what a merge wrote and proved."""
-    values = {
+    values = _merge_values(folder, record)
+    if out.mode == "json":
+        parents = [{"name": parent.name, "model": parent.model, "weight": parent.weight} for parent in record.parents]
+        files = record.output["files"]
+        out.document({**values, "parents": parents, "files": files, "proof": record.proof, "findings": record.findings})
+    else:
+        out.fields(values, title="✓ Merged and proved")
+    if out.human:
+        rows = [
+            {"parent": entry["name"], "weight": _weight(parent.weight), "kept": entry["measured"]}
+            for entry, parent in zip(record.proof["retention"], record.parents, strict=True)
+        ]
+        out.table(rows, ["parent", "weight", "kept"])
+    for found in record.findings:
+        subject = f"{found['adapter']}: " if found["adapter"] else ""
+        out.warning(f"[{found['code']}] {subject}{found['seen']}")
+    out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
+
+
+def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
+    return {
         "output": str(folder),
         "method": record.recipe.merge_method,
         "rank": record.output["rank"],
@@ -185,20 +245,10 @@ def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
         "distance_to_sum": record.proof["distance_to_sum"],
         "rms_cosine": record.scores["rms_cosine"],
     }
-    if out.mode == "json":
-        out.document({**values, "proof": record.proof, "findings": list(record.findings)})
-        return
-    out.fields(values, title="Merged and proved")
-    if not out.human:
-        return
-    for found in record.findings:
-        out.note(f"! [{found['code']}] {found['seen']}")
-    rows = [
-        {"parent": entry["name"], "weight": parent.weight, "kept": entry["measured"]}
-        for entry, parent in zip(record.proof["retention"], record.parents, strict=True)
-    ]
-    out.table(rows, ["parent", "weight", "kept"])
-    out.hint(f"hub-merge push {folder} OWNER/NAME --private")
+
+
+def _weight(weight: Any) -> Any:
+    return weight if isinstance(weight, float) else "by module"
 
 
 def print_proof(out: Output, subject: str, proof: Proof) -> None:
@@ -206,13 +256,20 @@ def print_proof(out: Output, subject: str, proof: Proof) -> None:
     if out.mode == "json":
         out.document(proof.to_dict())
         return
+    if out.mode == "quiet":
+        out.fields({"verdict": "passed" if proof.passed else "failed"})
+        return
     rows = [{"check": check.name, "passed": check.passed, "detail": check.detail} for check in proof.checks]
     out.table(rows, ["check", "passed", "detail"], title=f"Proof of {subject}")
-    out.note("✓ It is the merge that its record tells of." if proof.passed else "✗ It is not what its record tells of.")
+    out.line("✓ It is the merge that its record tells of." if proof.passed else "✗ It is not what its record tells of.")
+
+
+# --- publish ----------------------------------------------------------------------------------------------------------
 
 
 def print_published(out: Output, published: Published, *, dry_run: bool) -> None:
     """Print what a push did, or would do."""
+    files = [{"file": name, "size": size, "action": action} for name, size, action in published.files]
     values = {
         "url": published.pr_url or published.url,
         "repo_id": published.repo_id,
@@ -221,21 +278,60 @@ def print_published(out: Output, published: Published, *, dry_run: bool) -> None
         "changed": published.changed,
     }
     if out.mode == "json":
-        files = [{"name": name, "size": size, "action": action} for name, size, action in published.files]
-        out.document({**values, "dry_run": dry_run, "files": files})
+        out.document({**values, "pr_url": published.pr_url, "dry_run": dry_run, "files": files})
+    else:
+        if out.human:
+            out.table(files, ["file", "size", "action"], formats={"size": _size})
+        out.fields(values, title=_publishing(published, dry_run))
+    if dry_run:
+        out.hint("nothing was sent; leave out --dry-run to publish")
+    elif not published.pr_url:
+        out.hint(f"hub-merge verify {published.repo_id}")
+
+
+def _publishing(published: Published, dry_run: bool) -> str:
+    if not published.changed:
+        return "✓ Nothing to change: the repository holds these files already"
+    return "Would publish" if dry_run else "✓ Opened a pull request" if published.pr_url else "✓ Published"
+
+
+def _size(number: int) -> str:
+    value, unit = float(number), 0
+    while value >= 1000 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.3g} {UNITS[unit]}"
+
+
+# --- methods ----------------------------------------------------------------------------------------------------------
+
+
+def print_methods(out: Output, methods: Sequence[Method]) -> None:
+    """Print the registered methods."""
+    rows = [_method_row(method) for method in methods]
+    out.table(rows, ["name", "summary", "paper"] if out.human else ["name", "summary", "formula", "paper"])
+    out.hint("hub-merge methods NAME explains one")
+
+
+def print_method(out: Output, method: Method) -> None:
+    """Explain one method."""
+    row = _method_row(method)
+    if not out.human:
+        out.fields(row if out.mode == "json" else {**row, "options": [option.name for option in method.options]})
         return
-    if out.human:
-        rows = [{"file": name, "size": _size(size), "action": action} for name, size, action in published.files]
-        out.table(rows, ["file", "size", "action"])
-    title = "Would publish" if dry_run else "Published" if published.changed else "Nothing to change"
-    out.fields(values, title=title)
+    shown = {name: row[name] for name in ("formula", "paper", "aliases", "presets") if row[name]}
+    out.fields({**shown, "rank": _default_rank(method)}, title=method.name, formats={"paper": _paper_address})
+    out.line(f"\n{method.description}\n")
+    if method.options:
+        out.table(row["options"], ["name", "takes", "default"], title="Options")
+        first = method.options[0]
+        out.hint(f"hub-merge merge ADAPTER... --method {method.name} --option {first.name}={first.default} -o FOLDER")
 
 
 def _method_row(method: Method) -> dict[str, Any]:
     return {
         "name": method.name,
         "aliases": list(method.aliases),
-        "summary": method.summary,
+        "summary": method.summary.removeprefix("Return "),
         "formula": method.formula,
         "paper": method.paper or None,
         "default_rank": method.default_rank,
@@ -246,29 +342,9 @@ def _method_row(method: Method) -> dict[str, Any]:
     }
 
 
-def print_methods(out: Output, methods: Sequence[Method]) -> None:
-    """Print the registered methods."""
-    rows = [_method_row(method) for method in methods]
-    out.table(rows, ["name", "summary", "paper"] if out.human else ["name", "summary", "formula", "paper"])
+def _paper_address(paper: str) -> str:
+    return f"https://arxiv.org/abs/{paper}"
 
 
-def print_method(out: Output, method: Method) -> None:
-    """Explain one method."""
-    row = _method_row(method)
-    if out.mode != "human":
-        out.fields(row) if out.mode == "json" else out.table([row], ["name", "summary", "formula", "paper"])
-        return
-    out.fields(
-        {
-            "formula": method.formula,
-            "paper": f"https://arxiv.org/abs/{method.paper}" if method.paper else None,
-            "aliases": row["aliases"],
-            "rank": "sum of the parts' ranks" if method.default_rank == "total" else "largest rank of the parts",
-            "presets": row["presets"],
-        },
-        title=method.name,
-    )
-    print(f"\n{method.description}\n")
-    if method.options:
-        out.table(row["options"], ["name", "takes", "default"])
-        out.hint(f"--option {method.options[0].name}={method.options[0].default}")
+def _default_rank(method: Method) -> str:
+    return "sum of the adapters' ranks" if method.default_rank == "total" else "largest of the adapters' ranks"
