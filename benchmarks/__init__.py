@@ -1,0 +1,1 @@
+"""Whole-process comparisons with PEFT; ``make bench`` runs them."""
