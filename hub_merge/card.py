@@ -1,0 +1,480 @@
+"""The model card of a composite, from its record alone; the same record gives the same bytes.
+
+Whatever comes from elsewhere (names, licences, findings) is data to be shown, never Markdown, HTML, YAML or a template:
+values that the template prints are escaped unless a helper of this module made them, and every one loses local paths
+and tokens on its way.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import Any
+from urllib.parse import quote
+
+import jinja2
+import yaml
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from hub_merge.errors import HubMergeError, MergeError
+from hub_merge.licenses import LicenseVerdict, united
+from hub_merge.methods import Method, get_method
+from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Weight
+
+__all__ = ["Markdown", "code_span", "escape", "render_card", "scrub", "update_card"]
+
+START, END = "<!-- hub-merge:start -->", "<!-- hub-merge:end -->"
+HUB = "https://huggingface.co"
+PACKAGE = "hub-merge"
+BLANK = "–"
+
+TASKS = {
+    "CAUSAL_LM": ("text-generation", "AutoModelForCausalLM"),
+    "FEATURE_EXTRACTION": ("feature-extraction", "AutoModel"),
+    "QUESTION_ANS": ("question-answering", "AutoModelForQuestionAnswering"),
+    "SEQ_2_SEQ_LM": (None, "AutoModelForSeq2SeqLM"),
+    "SEQ_CLS": ("text-classification", "AutoModelForSequenceClassification"),
+    "TOKEN_CLS": ("token-classification", "AutoModelForTokenClassification"),
+}
+"""PEFT's task types, with the Hub's pipeline tag and the class that loads the base."""
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256)
+"""Values of ``--max-lora-rank`` to choose from."""
+
+LICENSE_KEYS = ("license", "license_name", "license_link")
+GENERATED_TAGS = ("base_model:", "hub-merge:", "merged_from:")
+MOST_PAIRS = 10
+LONGEST_TEXT = 400
+
+
+# --- text from elsewhere ----------------------------------------------------------------------------------------------
+
+UNSEEN = {"Cf", "Co", "Cs"}
+SPACING = {"Cc", "Zl", "Zp", "Zs"}
+
+TOKEN = re.compile(r"(?:hf|api_org)_\w{20,}[\w.-]*")
+PATH = re.compile(
+    r"""
+    (?: file:/+                                   # an address of a file
+      | [A-Za-z]:\\ | (?<![A-Za-z0-9])[A-Za-z]:/  # a drive
+      | \\\\(?=\w)                                # a Windows share
+      | (?<![\w~])~(?:[A-Za-z_][\w.-]*)?[\\/]     # a home
+      | (?<![\w.~:/)\]<])//+(?=[\w.])             # a root written twice
+      | (?<![\w.~/)\]<])/(?=[\w.~-])              # a root
+      | /(?:home|root|Users)/                     # a home after anything
+    )
+    (?:[^'"`<>|\n]*\\)?                           # up to the last backslash, spaces included
+    [^\s'"`<>|,;()\[\]{}]*
+    (?:[ ][^\s'"`<>|,;()\[\]{}]*[\\/][^\s'"`<>|,;()\[\]{}]*)?
+    """,
+    re.VERBOSE,
+)
+
+AS_ENTITY = re.compile(r"[\\<>&|$]")
+MARKUP = re.compile(r"[`*~\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+BLOCK_OPENING = re.compile(r"^(\d*)([#+=-]|(?<=\d)[.)](?=\s|$))")
+LINK_INSIDE = re.compile(r":(?=//)|\bwww(?=\.)|@", re.IGNORECASE)
+
+
+class Markdown(str):
+    """Text that a helper of this module has made fit for printing as Markdown."""
+
+    __slots__ = ()
+
+
+def scrub(text: str) -> str:
+    """Return ``text`` without Hub tokens and without absolute paths (POSIX, Windows, home)."""
+    return TOKEN.sub("(token removed)", PATH.sub("(path removed)", text))
+
+
+def _clean(value: object) -> str:
+    """Return ``value`` as one short line of visible characters, scrubbed."""
+    kinds = ((character, unicodedata.category(character)) for character in str(value))
+    seen = "".join(" " if kind in SPACING else character for character, kind in kinds if kind not in UNSEEN)
+    text = scrub(" ".join(seen.split()))
+    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
+
+
+def escape(value: object) -> Markdown:
+    """Return ``value`` as Markdown that shows it literally: no markup, link, HTML, formula or table column."""
+    text = AS_ENTITY.sub(lambda found: f"&#{ord(found[0])};", _clean(value))
+    text = MARKUP.sub(r"\\\g<0>", text)
+    text = BLOCK_OPENING.sub(r"\1\\\2", text)
+    return Markdown(LINK_INSIDE.sub("\\g<0>&#8288;", text))
+
+
+def code_span(value: object) -> Markdown:
+    """Return ``value`` as a code span that is safe in a table too; a backtick and a pipe become their look-alikes."""
+    text = _clean(value).replace("`", "ˋ").replace("|", "¦")
+    return Markdown(f"`{text}`" if text else BLANK)
+
+
+def _fenced(text: str, language: str) -> Markdown:
+    """Return ``text`` as a code block that it cannot close."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+
+
+def _cleaned(value: Any) -> Any:
+    """Return plain data with every text in it cleaned."""
+    if isinstance(value, Mapping):
+        return {_clean(key): _cleaned(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_cleaned(entry) for entry in value]
+    return _clean(value) if isinstance(value, str) else value
+
+
+def _to_yaml(content: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=math.inf)
+
+
+# --- words and numbers ------------------------------------------------------------------------------------------------
+
+
+def _number(value: float | None) -> Markdown:
+    """Return ``value`` with three significant digits."""
+    if value is None or not math.isfinite(value):
+        return Markdown(BLANK)
+    if value == 0 or abs(value) >= 1000:
+        return Markdown(f"{value:.0f}")
+    return Markdown(re.sub(r"e([+-])0", r"e\1", f"{value:#.3g}").rstrip("."))
+
+
+def _listed(items: Iterable[object]) -> Markdown:
+    """Return ``a, b and c``, each escaped unless it is Markdown already."""
+    *rest, last = [item if isinstance(item, Markdown) else escape(item) for item in items]
+    return Markdown(f"{', '.join(rest)} and {last}" if rest else last)
+
+
+def _counted(count: int, noun: str) -> Markdown:
+    return Markdown(f"{count} {noun}{'s' * (count != 1)}")
+
+
+def _weight(weight: Weight) -> Markdown:
+    if not isinstance(weight, Mapping):
+        return Markdown(f"{weight:.3g}")
+    rules = [
+        f"{value:.3g} elsewhere" if part in ("*", "") else f"{value:.3g} in {code_span(part)}"
+        for part, value in weight.items()
+    ]
+    return Markdown(", ".join(rules))
+
+
+def _hub_id(text: str | None) -> Markdown | None:
+    """Return ``text`` if it can be an id on the Hub; such a text needs no escaping."""
+    try:
+        validate_repo_id(text or "")
+    except HFValidationError:
+        return None
+    return Markdown(text) if text and text == scrub(text) else None
+
+
+def _link(repo_id: str, commit: str | None = None, subfolder: str = "") -> Markdown:
+    folder = f"/{quote(_clean(subfolder))}" if subfolder else ""
+    tree = f"/tree/{commit}{folder}" if commit else ""
+    return Markdown(f"[{code_span(repo_id + folder)}]({HUB}/{repo_id}{tree})")
+
+
+def _source(parent: Parent) -> Markdown:
+    """Return where a parent is found: a pinned link, or the name of a local folder."""
+    repo_id = _hub_id(parent.repo_id)
+    if repo_id is None:
+        return Markdown(f"{code_span(parent.name)} (local folder)")
+    commit = parent.commit if re.fullmatch("[0-9a-f]{40}", parent.commit or "") else None
+    access = " (private)" if parent.private else " (gated)" if parent.gated else ""
+    return Markdown(_link(repo_id, commit, parent.subfolder) + access)
+
+
+# --- what the record says ---------------------------------------------------------------------------------------------
+
+
+def _task_type(record: MergeRecord) -> str | None:
+    """Return the task type of all parents, if they agree on one."""
+    stated = {parent.task_type for parent in record.parents}
+    return stated.pop() if len(stated) == 1 else None
+
+
+def _method(record: MergeRecord) -> Method | None:
+    """Return the method of the merge; ``None`` if it is not installed here."""
+    try:
+        return get_method(record.recipe.merge_method)
+    except MergeError:
+        return None
+
+
+def _method_name(record: MergeRecord) -> str:
+    method = _method(record)
+    return method.name if method else record.recipe.merge_method
+
+
+def _options(record: MergeRecord) -> Mapping[str, Any]:
+    """Return the options with their defaults, as far as the method is known here."""
+    method = _method(record)
+    try:
+        return method.parse_options(record.recipe.options) if method else record.recipe.options
+    except MergeError:
+        return record.recipe.options
+
+
+def _described(method: Method | None) -> dict[str, Any] | None:
+    """Return what the card tells of the method; ``does`` is the rest of a sentence that its name begins."""
+    if method is None:
+        return None
+    verb, _, rest = method.summary.partition(" ")
+    return {
+        "formula": method.formula,
+        "does": f"returns {rest}" if verb == "Return" else f"is described as: {method.summary}",
+        "paper": Markdown(method.paper) if re.fullmatch(r"\d{4}\.\d{4,5}", method.paper) else None,
+    }
+
+
+def _verdict(record: MergeRecord) -> LicenseVerdict:
+    return united(
+        record.base_license,
+        [parent.license for parent in record.parents],
+        names=[parent.repo_id or parent.name for parent in record.parents],
+    )
+
+
+def _matrix(scores: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
+    """Return the rows of the matrix of RMS cosines, each with its adapter's name."""
+    known = {frozenset((pair["first"], pair["second"])): pair["rms_cosine"] for pair in scores["pairs"]}
+    names: Sequence[str] = scores["adapters"]
+    return [(row, [1.0 if row == name else known.get(frozenset((row, name))) for name in names]) for row in names]
+
+
+def _most_alike(pairs: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return sorted(pairs, key=lambda pair: -(pair["rms_cosine"] or 0.0))[:MOST_PAIRS]
+
+
+def _shares_start(pair: Mapping[str, Any]) -> bool:
+    """Tell whether the A factors are so alike that both trainings must have begun from one initialisation."""
+    rows, chance = pair["a_rows"], pair["a_rows_chance"]
+    return rows is not None and chance is not None and rows > max(0.25, 5 * chance)
+
+
+def _weight_files(files: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [file for file in files if str(file["name"]).endswith(".safetensors")]
+
+
+def _version(record: MergeRecord) -> Markdown | None:
+    version = record.versions.get(PACKAGE, "")
+    return Markdown(version) if re.fullmatch(r"\d[A-Za-z0-9.+!]*", version) else None
+
+
+# --- front matter -----------------------------------------------------------------------------------------------------
+
+
+def _front_matter(record: MergeRecord) -> dict[str, Any]:
+    base, verdict = _hub_id(record.base_model), _verdict(record)
+    task = TASKS.get(_task_type(record) or "")
+    content = {
+        "base_model": base,
+        "base_model_relation": "adapter" if base else None,
+        "library_name": "peft",
+        "pipeline_tag": task[0] if task else None,
+        "tags": _tags(record, base, is_transformers=task is not None),
+        "license": verdict.identifier,
+        "license_name": verdict.name,
+        "license_link": verdict.link,
+        "hub_merge": _machine_readable(record, verdict),
+    }
+    return {key: _cleaned(value) for key, value in content.items() if value is not None}
+
+
+def _tags(record: MergeRecord, base: str | None, *, is_transformers: bool) -> list[str]:
+    repo_ids = dict.fromkeys(_hub_id(parent.repo_id) for parent in record.parents)
+    return [
+        *([f"base_model:adapter:{base}"] if base else []),
+        "lora",
+        *(["transformers"] if is_transformers else []),
+        "merge",
+        "hub-merge",
+        f"hub-merge:{_method_name(record)}",
+        *(f"merged_from:{repo_id}" for repo_id in repo_ids if repo_id),
+    ]
+
+
+def _machine_readable(record: MergeRecord, verdict: LicenseVerdict) -> dict[str, Any]:
+    recipe, output = record.recipe, record.output
+    rms_cosine = record.scores["rms_cosine"]
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "version": record.versions.get(PACKAGE),
+        "method": {
+            "name": _method_name(record),
+            "rank": recipe.rank,
+            "options": dict(_options(record)),
+            "seed": recipe.seed,
+        },
+        "parents": [_machine_readable_parent(parent) for parent in record.parents],
+        "output": {"rank": output["rank"], "dtype": output["dtype"], "sha256": _digests(output["files"])},
+        "license": verdict.identifier,
+        "rms_cosine": None if rms_cosine is None else float(f"{rms_cosine:.4g}"),
+    }
+    return {key: _without_none(value) for key, value in content.items() if value is not None}
+
+
+def _machine_readable_parent(parent: Parent) -> dict[str, Any]:
+    return {
+        **({"repo_id": parent.repo_id} if parent.repo_id else {"name": parent.name}),
+        "revision": parent.commit,
+        "subfolder": parent.subfolder or None,
+        "sha256": _digests(parent.files),
+        "rank": parent.rank,
+        "weight": dict(parent.weight) if isinstance(parent.weight, Mapping) else parent.weight,
+        "license": parent.license,
+    }
+
+
+def _digests(files: Iterable[Mapping[str, Any]]) -> str | list[str] | None:
+    """Return the sha256 of the weights: one text, or a list where they are in several files."""
+    digests = [str(file["sha256"]) for file in _weight_files(files)]
+    return digests if len(digests) > 1 else next(iter(digests), None)
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(entry) for key, entry in value.items() if entry is not None}
+    return [_without_none(entry) for entry in value] if isinstance(value, list) else value
+
+
+# --- the card ---------------------------------------------------------------------------------------------------------
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("hub_merge"),
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Markdown) else escape(value),
+        autoescape=False,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "code": code_span,
+        "counted": _counted,
+        "fenced": _fenced,
+        "listed": _listed,
+        "number": _number,
+        "source": _source,
+        "weight": _weight,
+    }
+    return environment
+
+
+def _usage(record: MergeRecord, repo_id: Markdown | None) -> dict[str, Any]:
+    base, rank, task = _hub_id(record.base_model), record.output["rank"], _task_type(record)
+    return {
+        "base": base or Markdown("BASE_MODEL"),
+        "repo_id": repo_id or Markdown("path/to/this/adapter"),
+        "loader": TASKS.get(task or "", (None, "AutoModel"))[1],
+        "is_generator": task == "CAUSAL_LM",
+        "max_lora_rank": next((allowed for allowed in VLLM_RANKS if allowed >= rank), None),
+    }
+
+
+def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None) -> dict[str, Any]:
+    base, pairs = _hub_id(record.base_model), record.scores["pairs"]
+    return {
+        "record": record,
+        "title": repo_id.partition("/")[2] or repo_id if repo_id else None,
+        "repo_id": repo_id,
+        "picture": Markdown(quote(picture)) if picture else None,
+        "base": _link(base) if base else None,
+        "method_name": _method_name(record),
+        "method": _described(_method(record)),
+        "options": _options(record),
+        "matrix": _matrix(record.scores),
+        "pairs": _most_alike(pairs),
+        "shared_starts": [
+            Markdown(f"{code_span(pair['first'])} with {code_span(pair['second'])}")
+            for pair in _most_alike(pairs)
+            if _shares_start(pair)
+        ],
+        "usage": _usage(record, repo_id),
+        "version": _version(record),
+        "versions": [Markdown(f"{code_span(name)} {escape(value)}") for name, value in record.versions.items()],
+        "local": [parent for parent in record.parents if parent.repo_id is None],
+        "recipe": _to_yaml(_cleaned(record.recipe.to_dict())),
+        "weights": _weight_files(record.output["files"]),
+        "verdict": _verdict(record),
+    }
+
+
+def render_card(record: MergeRecord, *, repo_id: str | None = None, picture: str | None = None) -> str:
+    """Return the whole README.md of a composite: YAML front matter and body.
+
+    Args:
+        record: What was done.
+        repo_id: Where the composite will be published, ``owner/name``; the card then says how to load it from there.
+        picture: Name of the picture of the scores, a file beside the card.
+    """
+    template = _environment().get_template("card.md.jinja")
+    body = template.render(_context(record, _hub_id(repo_id), picture)).strip()
+    return f"---\n{_to_yaml(_front_matter(record))}---\n\n{START}\n{body}\n{END}\n"
+
+
+# --- an existing card -------------------------------------------------------------------------------------------------
+
+FRONT_MATTER = re.compile(r"\A\s*---\n(.*?)(?:\n|(?<=\A---\n))---[ \t]*(?:\n|\Z)", re.DOTALL)
+GENERATED = re.compile(rf"^{START}[ \t]*$.*?^{END}[ \t]*$", re.DOTALL | re.MULTILINE)
+MARKER = re.compile(rf"^(?:{START}|{END})[ \t]*\n?", re.MULTILINE)
+
+
+def update_card(existing: str, new: str) -> str:
+    """Return ``existing`` with the generated part and our metadata taken from ``new``.
+
+    Text outside the markers, further metadata and further tags stay as their author wrote them. A card without markers
+    keeps its body, and the generated part follows it.
+
+    Args:
+        existing: The card that is there, with or without our markers.
+        new: A card from ``render_card``.
+
+    Raises:
+        HubMergeError: The metadata of ``existing`` is not a YAML mapping.
+    """
+    old_data, old_body = _split(existing)
+    new_data, new_body = _split(new)
+    generated = new_body.strip()
+    if GENERATED.search(old_body):
+        body = GENERATED.sub(lambda _: generated, old_body, count=1).strip("\n")
+    else:
+        body = f"{MARKER.sub('', old_body).rstrip()}\n\n{generated}".strip("\n")
+    return f"---\n{_to_yaml(_updated(old_data, new_data))}---\n\n{body}\n"
+
+
+def _split(card: str) -> tuple[dict[str, Any], str]:
+    text = card.removeprefix("\ufeff").replace("\r\n", "\n")
+    found = FRONT_MATTER.match(text)
+    if found is None:
+        return {}, text
+    try:
+        data = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        raise HubMergeError(
+            f"The metadata of the existing README.md is not valid YAML: {error}", remedy="Mend or remove it."
+        ) from error
+    data = {} if data is None else data
+    if not isinstance(data, dict):
+        raise HubMergeError("The metadata of the existing README.md is not a mapping.", remedy="Mend or remove it.")
+    return data, text[found.end() :]
+
+
+def _updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    record = old.get("hub_merge")
+    stated_by_us = record.get("license") if isinstance(record, Mapping) else None
+    dropped = LICENSE_KEYS if "license" in new or stated_by_us == old.get("license") else ()
+    kept = {key: value for key, value in old.items() if key not in (*new, *dropped)}
+    return {**new, "tags": _united_tags(old.get("tags"), new["tags"]), **kept}
+
+
+def _united_tags(old: Any, new: Sequence[str]) -> list[Any]:
+    tags = old if isinstance(old, list) else [old] if old else []
+    return [*new, *(tag for tag in tags if tag not in new and not str(tag).startswith(GENERATED_TAGS))]
