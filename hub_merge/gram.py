@@ -75,12 +75,15 @@ def stack(parts: Sequence[LoraFactors], weights: Sequence[float] | None = None) 
 def inner_products(stacked: Stack, count: int) -> Float64:
     """Return the Frobenius inner products of the updates, ``(count, count)``.
 
-    ``<delta_i, delta_j> = sum((B_iᵀ B_j) * (A_i A_jᵀ))`` over the pieces of i and j, lengths included.
+    ``<delta_i, delta_j> = sum((B_iᵀ B_j) * (A_i A_jᵀ))`` over the pieces of i and j, lengths included. An update whose
+    pieces cancel to rounding counts as zero.
     """
     pieces = stacked.gram_a * stacked.gram_b * np.outer(stacked.lengths, stacked.lengths)
     member = np.zeros((count, len(stacked.owner)))
     member[stacked.owner, np.arange(len(stacked.owner))] = 1.0
     products: Float64 = member @ pieces @ member.T
+    cancelled = np.diag(products) <= NULL * (member @ np.abs(stacked.lengths)) ** 2
+    products[cancelled] = products[:, cancelled] = 0.0
     return products
 
 

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
@@ -44,7 +45,7 @@ def weight_for(weight: Weight, module: str) -> float:
     """Return the number that ``weight`` gives to ``module``; 1.0 where no filter matches."""
     if not isinstance(weight, Mapping):
         return float(weight)
-    return next((float(value) for part, value in weight.items() if part in (EVERY_MODULE, "") or part in module), 1.0)
+    return next((float(value) for part, value in weight.items() if part == EVERY_MODULE or part in module), 1.0)
 
 
 def checked_weight(weight: object, subject: str) -> Weight:
@@ -59,6 +60,9 @@ def checked_weight(weight: object, subject: str) -> Weight:
 
 
 def _finite(value: object, subject: str) -> float:
+    if isinstance(value, str):
+        with suppress(ValueError):  # YAML 1.1 takes 1e-3 for text
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise RecipeError(f"The weight of {subject} is {value!r}.", remedy="Give a finite number, such as 0.5 or -1.")
     return float(value)
@@ -127,7 +131,7 @@ class Recipe:
         """
         try:
             content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise RecipeError(f"The recipe is not valid YAML: {error}", remedy="Mend the line named.") from error
         return cls.from_dict(content)
 
@@ -136,13 +140,11 @@ class Recipe:
         """Read a recipe from plain data; see ``from_yaml``."""
         if not isinstance(content, Mapping):
             raise RecipeError("The recipe is not a mapping.", remedy="Start it with 'merge_method: sum'.")
-        known = {"merge_method", "base_model", "models", "parameters", "dtype", "seed", "allow"}
-        if unknown := sorted(str(key) for key in content.keys() - known):
-            raise RecipeError(
-                f"The recipe has unknown fields: {', '.join(unknown)}.", remedy=f"Known: {', '.join(sorted(known))}."
-            )
-        models = content.get("models")
-        if not isinstance(models, Sequence) or isinstance(models, str) or not models:
+        _refuse_unknown(
+            content, ("merge_method", "base_model", "models", "parameters", "dtype", "seed", "allow"), "The recipe"
+        )
+        models = _list(content.get("models"), "models")
+        if not models:
             raise RecipeError("The recipe lists no models.", remedy="Add 'models:' with one '- model: …' an adapter.")
         options = dict(_mapping(content.get("parameters"), "parameters"))
         rank = options.pop("rank", None)
@@ -150,11 +152,11 @@ class Recipe:
             merge_method=_text(content.get("merge_method", "sum"), "merge_method"),
             models=tuple(_source(entry) for entry in models),
             base_model=None if content.get("base_model") is None else _text(content["base_model"], "base_model"),
-            rank=None if rank is None else _integer(rank, "rank"),
+            rank=None if rank is None else _integer(rank, "rank", at_least=1),
             options=options,
             dtype=None if content.get("dtype") is None else _text(content["dtype"], "dtype"),
-            seed=_integer(content.get("seed", 0), "seed"),
-            allow=tuple(_text(code, "allow") for code in content.get("allow") or ()),
+            seed=_integer(content.get("seed", 0), "seed", at_least=0),
+            allow=tuple(_text(code, "allow") for code in _list(content.get("allow"), "allow")),
         )
 
 
@@ -163,13 +165,32 @@ def _source(entry: object) -> Source:
         return Source(entry)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str):
         raise RecipeError(f"{entry!r} does not name a model.", remedy="Write '- model: owner/name'.")
-    weight = _mapping(entry.get("parameters"), "parameters").get("weight", 1.0)
+    _refuse_unknown(entry, ("model", "parameters"), entry["model"])
+    parameters = _mapping(entry.get("parameters"), "parameters")
+    _refuse_unknown(parameters, ("weight",), f"parameters of {entry['model']}")
+    weight = parameters.get("weight", 1.0)
     if isinstance(weight, Sequence) and not isinstance(weight, str):
-        weight = {
-            str(rule.get("filter", EVERY_MODULE)): rule.get("value")
-            for rule in (_mapping(rule, "weight") for rule in weight)
-        }
+        rules: dict[str, object] = {}
+        for part, value in map(_rule, weight):
+            rules.setdefault(part, value)  # the first one counts
+        weight = rules
     return Source(entry["model"], checked_weight(weight, entry["model"]))
+
+
+def _rule(rule: object) -> tuple[str, object]:
+    """Return filter and value of one entry of a weight by module."""
+    rule = _mapping(rule, "weight")
+    _refuse_unknown(rule, ("filter", "value"), "weight")
+    part = rule.get("filter")
+    return EVERY_MODULE if part is None else str(part), rule.get("value")
+
+
+def _refuse_unknown(content: Mapping[Any, Any], known: Collection[str], place: str) -> None:
+    """A misspelt field must not be passed over: it would change the merge without a word."""
+    if unknown := sorted(str(key) for key in content if key not in known):
+        raise RecipeError(
+            f"{place} has unknown fields: {', '.join(unknown)}.", remedy=f"Known: {', '.join(sorted(known))}."
+        )
 
 
 def _weight_to_yaml(weight: Weight) -> float | list[dict[str, Any]]:
@@ -188,15 +209,23 @@ def _mapping(value: object, name: str) -> Mapping[str, Any]:
     return value
 
 
+def _list(value: object, name: str) -> Sequence[Any]:
+    if value is None:
+        return ()
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise RecipeError(f"'{name}' is {value!r}.", remedy="It must be a list.")
+    return value
+
+
 def _text(value: object, name: str) -> str:
     if not isinstance(value, str) or not value:
         raise RecipeError(f"'{name}' is {value!r}.", remedy="It must be text.")
     return value
 
 
-def _integer(value: object, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise RecipeError(f"'{name}' is {value!r}.", remedy="It must be a whole number.")
+def _integer(value: object, name: str, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise RecipeError(f"'{name}' is {value!r}.", remedy=f"It must be a whole number from {at_least}.")
     return value
 
 

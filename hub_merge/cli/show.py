@@ -36,8 +36,15 @@ __all__ = [
 UNITS = ("B", "kB", "MB", "GB")
 SHARED_START = 5.0
 """From this multiple of chance on, similar rows of A are told as a shared initialisation."""
-PAIR_COLUMNS = ("pair", "rms_cosine", "chance", "global_cosine", "a_rows", "shared_modules")
-"""What people see of a pair's score; the other modes have more."""
+PAIR_TABLES = {
+    "RMS cosine of each pair: 0 is orthogonal, chance is what random deltas give": (
+        *("pair", "rms_cosine", "chance", "times_chance", "global_cosine", "a_rows"),
+    ),
+    "Where and how they overlap: left and right are the shares of common output and input directions": (
+        *("pair", "max_abs_cosine", "max_module", "left", "right", "norm_ratio", "sign_conflict", "shared_modules"),
+    ),
+}
+"""What people see of a pair's score, by title; the other modes have all in one table."""
 
 
 # --- find and look ----------------------------------------------------------------------------------------------------
@@ -164,11 +171,11 @@ def print_scores(out: Output, scores: Scores, *, modules: bool) -> None:
         out.document(scores.to_dict(modules=modules))
         return
     rows = [_pair_row(pair) for pair in scores.pairs]
-    columns = PAIR_COLUMNS if out.human or not rows else tuple(rows[0])
-    title = "RMS cosine of each pair: 0 is orthogonal, chance is what random deltas give"
-    if rows or not out.human:
-        out.table(rows, columns, title=title, main="rms_cosine")
-    if out.human:
+    if not out.human:
+        out.table(rows, tuple(rows[0]) if rows else ("pair", "rms_cosine"), main="rms_cosine")
+    else:
+        for title, columns in PAIR_TABLES.items() if rows else ():
+            out.table(rows, columns, title=title)
         _print_retention(out, scores)
         _print_shared_starts(out, scores)
         out.line("The score describes geometry. Whether it predicts quality is contested: measure the composite.")
@@ -183,6 +190,7 @@ def _pair_row(pair: PairScore) -> dict[str, Any]:
         "global_cosine": pair.global_cosine,
         "mean_abs_cosine": pair.mean_abs_cosine,
         "max_abs_cosine": pair.max_abs_cosine,
+        "max_module": pair.max_module,
         "left": pair.left,
         "right": pair.right,
         "a_rows": pair.a_rows,

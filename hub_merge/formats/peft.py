@@ -274,13 +274,13 @@ class Scalings:
 
     def resolve(self, module: str) -> tuple[int, float]:
         """Return rank and scaling of ``module``: alpha/r, or alpha/sqrt(r) with rsLoRA."""
-        rank = _by_pattern(self.rank_pattern, module, self.rank)
-        alpha = _by_pattern(self.alpha_pattern, module, self.alpha)
+        rank = next(_matching(self.rank_pattern, module), self.rank)
+        alpha = next(_matching(self.alpha_pattern, module), self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _by_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
-    return next((value for pattern, value in patterns.items() if _matches(pattern, module)), default)
+def _matching(patterns: Mapping[str, Any], module: str) -> Iterator[Any]:
+    return (value for pattern, value in patterns.items() if _matches(pattern, module))
 
 
 def _matches(pattern: str, module: str) -> bool:
@@ -575,6 +575,16 @@ def _target_findings(
                 "names of modules in the file",
                 "Nothing to do if you expected this.",
             )
+    if modules := [module for module in specs if len(set(_matching(scalings.alpha_pattern, module))) > 1]:
+        yield Finding(
+            "caution",
+            "ambiguous_pattern",
+            name,
+            "alpha_pattern",
+            f"patterns with different values match {modules[0]}; PEFT takes the first, but sorts them when it saves",
+            "one pattern a module",
+            "Compare with what training used; PEFT loads this file with the scaling shown here.",
+        )
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -75,13 +75,13 @@ def lego(
     Returns:
         Factors with scaling 1, float32 (float64 if a part is).
     """
-    pools = [_units(part, weight, canonicalize) for part, weight in zip(parts, weights, strict=True)]
+    pools = [_units(part, weight, canonicalize) for part, weight in zip(parts, weights, strict=True) if weight]
+    if not any(len(a) for a, _ in pools):
+        return LoraFactors.empty(parts[0].shape)
     A = np.concatenate([a for a, _ in pools], axis=0)
     B = np.concatenate([b for _, b in pools], axis=0)
-    if not len(A):
-        return LoraFactors.empty(parts[0].shape)
     if order == "canonical":
-        sequence = sorted(range(len(A)), key=lambda j: (A[j, :32].tolist(), B[j, :32].tolist(), A[j].tobytes()))
+        sequence = sorted(range(len(A)), key=lambda j: (A[j, :32].tolist(), A[j].tobytes(), B[j].tobytes()))
         A, B = A[sequence], B[sequence]
     ranks = [len(a) for a, _ in pools if len(a)]
     clusters = min(rank or max(part.rank for part in parts), len(A))
@@ -100,9 +100,10 @@ def _units(part: LoraFactors, weight: float, canonicalize: Canonical) -> tuple[F
     factor = weight * part.scaling
     if canonicalize == "svd":
         part = best_rank_k(stack([part]), part.rank)
-        factor = math.copysign(abs(weight), weight)
+        factor = weight
     root = math.sqrt(abs(factor))
-    a, b = root * part.A.astype(np.float64), math.copysign(root, factor) * part.B.astype(np.float64).T
+    a = root * np.array(part.A, np.float64, order="C")  # the order in memory decides the last bit of a norm
+    b = math.copysign(root, factor) * np.array(part.B.T, np.float64, order="C")
     if canonicalize == "none":
         return a, b
     norm_a, norm_b = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)

@@ -1,0 +1,36 @@
+"""Settings and fixtures of all tests. Nothing here may reach the real Hub or the home folder."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+_HOME = tempfile.TemporaryDirectory(prefix="hub_merge_tests_")
+os.environ["HF_HOME"] = _HOME.name  # before anything imports huggingface_hub, which reads it once
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+HERE = Path(__file__).parent
+SEED = 20251122
+
+pytest_plugins = ["tests.hub_double.fixtures"] if (HERE / "hub_double" / "fixtures.py").is_file() else []
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A random generator that starts alike in every test."""
+    return np.random.default_rng(SEED)
+
+
+@pytest.fixture(scope="session")
+def wild() -> Path:
+    """The folder of real adapters; tests that need it are skipped where it is absent."""
+    named = os.environ.get("HUB_MERGE_WILD")
+    folder = Path(named) if named else HERE.parents[1] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no folder of real adapters at {folder}: set HUB_MERGE_WILD to one")
+    return folder
