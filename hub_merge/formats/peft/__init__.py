@@ -1,0 +1,27 @@
+"""PEFT's LoRA format: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+Reading resolves the effective scaling of every module once (alpha/r or alpha/sqrt(r), rank and alpha patterns by PEFT's
+own matching rule, checked against the tensors) and turns whatever is not ``scaling * B @ A`` into findings.
+Writing uses the *portable profile*: one rank, ``lora_alpha == r``, no patterns, no variants, a plain list of targets,
+so that PEFT, vLLM, llama.cpp's converter and MLX read the same delta.
+"""
+
+from hub_merge.formats.peft.config import Scalings, parse_config
+from hub_merge.formats.peft.files import CONFIG_FILE, WEIGHTS_FILE, adapter_files, weight_files
+from hub_merge.formats.peft.reading import adapter_from_headers, adapter_from_tensors, open_folder
+from hub_merge.formats.peft.targets import covered
+from hub_merge.formats.peft.writing import write_portable
+
+__all__ = [
+    "CONFIG_FILE",
+    "WEIGHTS_FILE",
+    "Scalings",
+    "adapter_files",
+    "adapter_from_headers",
+    "adapter_from_tensors",
+    "covered",
+    "open_folder",
+    "parse_config",
+    "weight_files",
+    "write_portable",
+]

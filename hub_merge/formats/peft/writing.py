@@ -1,0 +1,90 @@
+"""Writing in the portable profile: one rank, ``lora_alpha == r``, no patterns and no variants."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hub_merge.adapter import Adapter, LoraFactors, ModuleKind
+from hub_merge.formats.peft.files import CONFIG_FILE, WEIGHTS_FILE
+from hub_merge.formats.tensors import dtype_named, safetensors_writer
+
+__all__ = ["write_portable"]
+
+PREFIX = "base_model.model."
+
+
+def write_portable(
+    adapter: Adapter, folder: Path, *, base_model: str | None, dtype: str, rank: int, progress: Callable[[str], None]
+) -> None:
+    """Write ``adapter`` to the existing, empty ``folder`` in the portable profile.
+
+    One module is in memory at a time. Factors of a smaller rank are padded with zeros, which leaves the delta as it is.
+
+    Args:
+        adapter: What to write; its scaling goes into B.
+        folder: Existing folder without these files.
+        base_model: Base to name in the config, a Hub id, or ``None``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        rank: The one rank of the file, at least that of every module.
+        progress: Called with each module's name when it is written.
+    """
+    config = _portable_config(adapter, base_model, rank)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    infos = {}
+    for module, spec in adapter.modules.items():
+        out_features, in_features = spec.shape
+        a_key, b_key = _factor_keys(module, spec.kind)
+        infos[a_key] = (dtype, (rank, in_features))
+        infos[b_key] = (dtype, (out_features, rank))
+    with safetensors_writer(folder / WEIGHTS_FILE, infos) as writer:
+        for module, spec in adapter.modules.items():
+            a_key, b_key = _factor_keys(module, spec.kind)
+            A, B = _padded(adapter.factors(module), rank, dtype)
+            writer.write(a_key, A)
+            writer.write(b_key, B)
+            progress(module)
+
+
+def _factor_keys(module: str, kind: ModuleKind) -> tuple[str, str]:
+    if kind == "embedding":
+        return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+
+
+def _padded(factors: LoraFactors, rank: int, dtype: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    out_features, in_features = factors.shape
+    A = np.zeros((rank, in_features), dtype_named(dtype))
+    B = np.zeros((out_features, rank), dtype_named(dtype))
+    A[: factors.rank] = factors.A.astype(A.dtype, copy=False)
+    scaled = factors.B if factors.scaling == 1.0 else factors.scaling * factors.B.astype(np.float64)
+    B[:, : factors.rank] = scaled.astype(B.dtype, copy=False)
+    return A, B
+
+
+def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dict[str, Any]:
+    return {
+        "peft_type": "LORA",
+        "task_type": adapter.task_type,
+        "base_model_name_or_path": base_model,
+        "revision": None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(adapter.target_modules),
+        "fan_in_fan_out": adapter.fan_in_fan_out,
+        "bias": "none",
+        "modules_to_save": None,
+        "init_lora_weights": True,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_rslora": False,
+        "use_dora": False,
+    }

@@ -1,0 +1,147 @@
+"""Imports point down the layers, and heavy libraries stay out of the way of what does not need them."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "hub_merge"
+
+LAYERS = """
+errors
+findings
+adapter recipe parallel staging
+gram
+clustering elementwise formats hub bases
+coordinates scores
+methods
+compat licenses
+composite sources
+proof plots card
+provenance publish
+pipeline
+evaluate
+zoo
+cli
+__init__ __main__
+""".strip().splitlines()
+"""Lowest first; modules of one line do not know each other. A new module goes on the lowest line that works."""
+
+LEVEL = {module: level for level, line in enumerate(LAYERS) for module in line.split()}
+
+DOORS = {
+    ("adapter", f"Adapter.{method}")
+    for method in ("from_pretrained", "from_state_dict", "save_pretrained", "push_to_hub")
+}
+"""Functions of a value that lead up on purpose, so that users find them where they look."""
+
+HEAVY = ("torch", "transformers", "peft", "gradio", "matplotlib")
+
+
+def imports(tree: ast.AST, place: str = "") -> Iterator[tuple[str, str]]:
+    """Yield ``(place, imported module)`` but for TYPE_CHECKING; ``place`` is the dotted function, empty at the top."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((place, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module] if node.module != "hub_merge" else [f"hub_merge.{alias.name}" for alias in node.names]
+            yield from ((place, ("." * node.level) + (name or "")) for name in names)
+        elif isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield from imports(node, f"{place}.{node.name}".lstrip("."))
+        else:
+            yield from imports(node, place)
+
+
+def top(path: Path) -> str:
+    """Return the name of the layer's module that the file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=[file.relative_to(PACKAGE).as_posix() for file in FILES])
+def test_imports_point_down_the_layers(path: Path) -> None:
+    module = top(path)
+    assert module in LEVEL, f"{module} has no place in LAYERS yet"
+    for place, imported in imports(ast.parse(path.read_text(encoding="utf-8"))):
+        assert not imported.startswith("."), f"{path.name}: write {imported} in full"
+        package, _, rest = imported.partition(".")
+        target = rest.partition(".")[0]
+        if package != "hub_merge" or target == module or (module, place) in DOORS:
+            continue
+        if target in LEVEL:
+            assert LEVEL[target] < LEVEL[module], f"{module} may not import {target} ({place or 'top'} of {path.name})"
+        else:  # a name of the package itself, such as its version
+            assert LEVEL[module] > LEVEL["pipeline"], f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=[file.relative_to(PACKAGE).as_posix() for file in FILES])
+def test_no_module_imports_a_heavy_library_when_it_is_imported(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    at_once = {name.partition(".")[0] for place, name in imports(tree) if not in_function(tree, place)}
+    assert not at_once & set(HEAVY)
+
+
+def in_function(tree: ast.AST, place: str) -> bool:
+    """Whether the dotted ``place`` is inside a function rather than a class body."""
+    for name in filter(None, place.split(".")):
+        tree = next(node for node in ast.walk(tree) if getattr(node, "name", None) == name)
+        if isinstance(tree, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            return True
+    return False
+
+
+def test_the_walk_sees_imports_wherever_they_stand() -> None:
+    source = """
+import torch
+if TYPE_CHECKING:
+    import hub_merge.cli
+try:
+    from hub_merge import cli, scores
+except ImportError:
+    pass
+class C:
+    import peft
+    def f(self):
+        with x:
+            from hub_merge.hub.client import Hub
+        from . import y
+"""
+    tree = ast.parse(source)
+    assert list(imports(tree)) == [
+        ("", "torch"),
+        ("", "hub_merge.cli"),
+        ("", "hub_merge.scores"),
+        ("C", "peft"),
+        ("C.f", "hub_merge.hub.client"),
+        ("C.f", "."),
+    ]
+    assert [in_function(tree, place) for place in ("", "C", "C.f")] == [False, False, True]
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Return the top-level names in ``sys.modules`` after ``statement`` in a fresh interpreter."""
+    code = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_command_line_starts_without_numpy_and_torch() -> None:
+    assert not loaded_by("import hub_merge.cli") & {"numpy", *HEAVY}
+
+
+def test_the_core_works_without_torch() -> None:
+    loaded = loaded_by("import hub_merge.formats.peft, hub_merge.methods, hub_merge.pipeline, hub_merge.hub")
+    assert "numpy" in loaded
+    assert not loaded & set(HEAVY)
