@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,9 @@ __all__ = [
     "DefaultRank",
     "Kernel",
     "Method",
+    "MethodName",
     "Option",
+    "Promise",
     "get_method",
     "list_methods",
     "merge_method",
@@ -32,6 +35,10 @@ ENTRY_POINTS = "hub_merge.methods"
 
 DefaultRank = Literal["total", "largest"]
 """Rank of the result when none is asked for: the sum of the ranks of a module's parts, or the largest of them."""
+
+
+Promise = Literal["identity"]
+"""What a method may declare that it cannot keep: an adapter that is alone in a module comes back times its weight."""
 
 
 Coefficients = Callable[[Sequence[float], Sequence[bool]], Sequence[float]]
@@ -50,6 +57,11 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
+class MethodName:
+    """Says that an option of kind ``str`` is the name of a merge method; attach it with ``Annotated``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Option:
     """One option of a method, read from its signature."""
 
@@ -59,6 +71,7 @@ class Option:
     choices: tuple[str, ...] = ()
     bounds: Bounds | None = None
     optional: bool = False
+    is_method: bool = False
 
     def parse(self, value: Any) -> Any:
         """Return ``value`` (text or a number) as what the method expects.
@@ -69,8 +82,8 @@ class Option:
         if self.optional and value in (None, "none"):
             return None
         try:
-            parsed = _as_kind(self.kind, value)
-        except (ValueError, TypeError) as error:
+            parsed: Any = get_method(str(value)).name if self.is_method else _as_kind(self.kind, value)
+        except (ValueError, TypeError, KeyError, OverflowError, UnknownMethod) as error:
             raise self._refusal(value) from error
         out_of_range = self.bounds is not None and not self.bounds.low <= parsed <= self.bounds.high
         if out_of_range or (self.choices and parsed not in self.choices):
@@ -82,6 +95,8 @@ class Option:
 
     def describe(self) -> str:
         """Return what the option takes, in words."""
+        if self.is_method:
+            return "the name of a merge method"
         if self.choices:
             return " | ".join(self.choices)
         if self.bounds is not None:
@@ -94,6 +109,8 @@ def _as_kind(kind: type, value: Any) -> Any:
     if kind is bool:
         return {"true": True, "false": False}[str(value).lower()] if not isinstance(value, bool) else value
     if kind is int and float(value) != int(float(value)):
+        raise ValueError(value)
+    if kind is float and not math.isfinite(float(value)):
         raise ValueError(value)
     return kind(float(value)) if kind is int else kind(value)
 
@@ -114,6 +131,8 @@ class Method:
         coefficients: For a method that, without a rank, is a linear combination of the deltas: its coefficients, from
             the weights and from which adapters have the module.
         cautions: What to tell about a combination of weights and options before it runs.
+        breaks: Promises that the method by its nature cannot keep; the tests expect exactly these to fail.
+        most_adapters: Largest number of adapters that it can merge, ``None`` for any number.
     """
 
     name: str
@@ -126,6 +145,8 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]]
     coefficients: Coefficients | None
     cautions: Callable[[Sequence[float], Mapping[str, Any]], Sequence[str]] | None
+    breaks: frozenset[Promise] = frozenset()
+    most_adapters: int | None = None
 
     @property
     def summary(self) -> str:
@@ -145,8 +166,8 @@ class Method:
         """
         known = {option.name: option for option in self.options}
         given = dict(given)
-        if (preset := given.pop("preset", None)) is not None and self.presets:
-            given = {**self._preset(preset), **given}
+        if self.presets and (preset := given.pop("preset", None)) is not None:
+            given = {**self._preset(str(preset)), **given}
         if unknown := [name for name in given if name not in known]:
             raise MergeError(
                 f"Method {self.name} has no option {unknown[0]}.",
@@ -154,7 +175,7 @@ class Method:
             )
         return {name: option.parse(given[name]) if name in given else option.default for name, option in known.items()}
 
-    def _preset(self, name: Any) -> Mapping[str, Any]:
+    def _preset(self, name: str) -> Mapping[str, Any]:
         if name not in self.presets:
             raise MergeError(f"Method {self.name} has no preset {name!r}.", remedy=f"It has {', '.join(self.presets)}.")
         return self.presets[name]
@@ -179,6 +200,8 @@ def merge_method(
     presets: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
     coefficients: Coefficients | None = None,
     cautions: Callable[[Sequence[float], Mapping[str, Any]], Sequence[str]] | None = None,
+    breaks: frozenset[Promise] = frozenset(),
+    most_adapters: int | None = None,
 ) -> Callable[[Kernel], Kernel]:
     """Register the decorated function as the method ``name``; see ``Method`` for the arguments.
 
@@ -201,6 +224,8 @@ def merge_method(
             presets=presets,
             coefficients=coefficients,
             cautions=cautions,
+            breaks=breaks,
+            most_adapters=most_adapters,
         )
         _methods.update(dict.fromkeys((name, *aliases), method))
         return kernel
@@ -221,10 +246,10 @@ def _read_options(kernel: Kernel) -> tuple[Option, ...]:
 
 
 def _read_option(name: str, hint: Any, default: Any) -> Option:
-    bounds = None
+    extras: list[Any] = []
     if get_origin(hint) is Annotated:
         hint, *extras = get_args(hint)
-        bounds = next((extra for extra in extras if isinstance(extra, Bounds)), None)
+    bounds = next((extra for extra in extras if isinstance(extra, Bounds)), None)
     optional = get_origin(hint) in (Union, types.UnionType) and type(None) in get_args(hint)
     if optional:
         (hint,) = (part for part in get_args(hint) if part is not type(None))
@@ -232,7 +257,7 @@ def _read_option(name: str, hint: Any, default: Any) -> Option:
     kind: type = str if choices else hint
     if kind not in (bool, int, float, str) or default is inspect.Parameter.empty:
         raise ValueError(f"option {name} needs a default and one of the kinds bool, int, float, str, Literal")
-    return Option(name, kind, default, choices, bounds, optional)
+    return Option(name, kind, default, choices, bounds, optional, MethodName() in extras)
 
 
 @cache
