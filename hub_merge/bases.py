@@ -8,12 +8,12 @@ renames.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["Base", "read_base"]
 
 CACHE_PATH = re.compile(
-    r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)(?:[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40}))?"
+    r"(?:^|[/\\])models--(?:(?P<owner>[^/\\]+?)--)?(?P<name>[^/\\]+)(?:[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40}))?"
 )
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -53,13 +53,10 @@ def read_base(stated: str | None) -> Base:
         return Base(None, "not stated")
     stated = stated.strip()
     if cached := CACHE_PATH.search(stated):
-        return _known(f"{cached['owner']}/{cached['name']}", cached["commit"])
+        model_id = f"{cached['owner']}/{cached['name']}" if cached["owner"] else cached["name"]
+        return replace(read_base(model_id), revision=cached["commit"])
     if HUB_ID.fullmatch(stated):
-        return _known(stated)
+        return Base(stated, stated)
     if owner := next((owner for pattern, owner in OWNERS if pattern.fullmatch(stated)), None):
-        return _known(f"{owner}/{stated}")
+        return Base(f"{owner}/{stated}", f"{owner}/{stated}")
     return Base(None, re.split(r"[/\\]+", stated.rstrip("/\\"))[-1] or "not stated")
-
-
-def _known(model_id: str, revision: str | None = None) -> Base:
-    return Base(model_id, model_id, revision)

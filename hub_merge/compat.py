@@ -89,11 +89,12 @@ def check(
         allow: Codes of findings that the user accepts.
         canonical: Follows renames of a Hub id; ``None`` leaves ids as they are.
     """
+    asserted = None if base is None else read_base(base)
     bases = _common_names([read_base(adapter.base_model) for adapter in adapters], canonical)
     norms, value_findings = _read_values(adapters)
     findings = [
         *(finding for adapter in adapters for finding in adapter.findings),
-        *_base_findings(adapters, bases, asserted=base),
+        *_base_findings(adapters, bases, asserted),
         *_revision_findings(adapters),
         *_shape_findings(adapters),
         *_task_findings(adapters),
@@ -107,7 +108,7 @@ def check(
     return Compatibility(
         adapters=tuple(adapter.name for adapter in adapters),
         report=Report.of(findings, allow),
-        base_model=base or (known.pop() if len(known) == 1 else None),
+        base_model=asserted.model_id if asserted else known.pop() if len(known) == 1 else None,
         coverage=tuple(_coverage(adapters)),
         total_rank=_total_rank(adapters),
         norms=norms,
@@ -140,13 +141,23 @@ def _some(names: Iterable[str], most: int = 4) -> str:
 # --- base, task, tokens -----------------------------------------------------------------------------------------------
 
 
-def _base_findings(adapters: Sequence[Adapter], bases: Sequence[Base], asserted: str | None) -> Iterator[Finding]:
+def _base_findings(adapters: Sequence[Adapter], bases: Sequence[Base], asserted: Base | None) -> Iterator[Finding]:
     seen = "; ".join(f"{adapter.name}: {base.label}" for adapter, base in zip(adapters, bases, strict=True))
     labels = {base.label for base in bases}
     unproven = any(base.model_id is None for base in bases)
     if asserted is not None:
-        if labels != {asserted}:
-            yield _caution("base_asserted", "base_model", f"stated bases: {seen}", f"{asserted}, as you assert", "")
+        if asserted.model_id is None:
+            yield _problem(
+                "base_not_on_hub",
+                "base_model",
+                f"the base you assert is {asserted.label}, which is no Hub id",
+                "OWNER/NAME",
+                "A composite never names a folder of your machine.",
+            )
+        elif labels != {asserted.label}:
+            yield _caution(
+                "base_asserted", "base_model", f"stated bases: {seen}", f"{asserted.label}, as you assert", ""
+            )
     elif len(labels) > 1:
         yield _problem(
             "base_differs" if not unproven else "base_unknown",
@@ -169,7 +180,7 @@ def _base_findings(adapters: Sequence[Adapter], bases: Sequence[Base], asserted:
         yield _caution(
             "base_not_on_hub",
             "base_model_name_or_path",
-            f"the base is called {labels.pop()}, which is no Hub id",
+            f"the base is {labels.pop()}, which is no Hub id",
             "a Hub id",
             "Name it with --base OWNER/NAME; the composite states no base otherwise.",
         )

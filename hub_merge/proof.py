@@ -9,7 +9,7 @@ A_y)``, so that nothing cancels and rounding of one part in 10⁸ shows as such.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,11 @@ __all__ = ["Check", "Proof", "Retention", "difference", "prove"]
 TOLERANCES = {"float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
 """Largest relative error that rounding both factors to a dtype explains, with some room."""
 
+PLAIN_FIELDS = (
+    "rank_pattern alpha_pattern use_rslora use_dora bias modules_to_save layers_to_transform exclude_modules".split()
+)
+"""Fields of the config that a composite leaves empty."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -41,7 +46,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Share of a parent's delta that lies in the composite, ``<delta, delta_i> / ‖delta_i‖²``.
+    """Share of a parent's delta that lies in the composite, ``<delta, delta_i> / ‖delta_i‖²``, over all its modules.
 
     Attributes:
         name: The parent.
@@ -62,7 +67,8 @@ class Proof:
         passed: Whether every check passed.
         tolerance: Largest relative error accepted for this dtype.
         max_error: Largest relative error of a module's delta against what was asked. Relative to the larger of the
-            wanted delta and the weighted deltas that went in, so that a sum that cancels is judged fairly.
+            wanted delta and the weighted deltas that went in, so that a sum that cancels is judged fairly. ``None``
+            where the file is so wrong that no delta was compared.
         worst_module: The module that has it.
         modules: Number of modules compared.
         reference: ``definition`` (the weighted sum of the parents' factors) or ``recomputed`` (the method run again).
@@ -74,7 +80,7 @@ class Proof:
 
     passed: bool
     tolerance: float
-    max_error: float
+    max_error: float | None
     worst_module: str | None
     modules: int
     reference: Literal["definition", "recomputed"]
@@ -84,8 +90,12 @@ class Proof:
     checks: tuple[Check, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the proof as plain data."""
-        return asdict(self)
+        """Return the proof as plain data; numbers that are not finite, which JSON lacks, become ``None``."""
+        return asdict(self, dict_factory=lambda fields: {name: _finite(value) for name, value in fields})
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,16 +120,14 @@ def prove(
     """
     dtype = next(iter(written.modules.values())).dtype if written.modules else asked.dtype
     tolerance = TOLERANCES.get(dtype, TOLERANCES["float32"])
-    structure = _structure_checks(folder, written, asked)
+    checks = _structure_checks(folder, written, asked)
     measured: list[_Measured] = []
-    if all(check.passed for check in structure):
+    if all(check.passed for check in checks):
         for entry in map_modules(lambda module: _measure(module, written, asked), asked.modules):
             measured.append(entry)
             progress(entry.module)
     worst = max(measured, key=lambda entry: entry.error, default=None)
-    max_error = worst.error if worst else math.inf
-    products = sum((entry.products for entry in measured), np.zeros((3 + len(asked.parents),) * 2))
-    norms = np.sqrt(np.maximum(np.diag(products), 0.0))
+    products = sum((entry.products for entry in measured), _left_out(asked))
     retention = tuple(
         Retention(
             parent.name,
@@ -128,16 +136,19 @@ def prove(
         )
         for i, parent in enumerate(asked.parents)
     )
-    checks = (
-        *structure,
-        Check("delta", max_error <= tolerance, f"largest relative error {max_error:.3g} in {worst and worst.module}"),
-        Check("retention", _as_predicted(retention, norms, tolerance), "each parent's share is what was predicted"),
-    )
+    if worst is not None:
+        norms = np.sqrt(np.maximum(np.diag(products), 0.0))
+        detail = f"largest relative error {worst.error:.3g} in {worst.module}, at most {tolerance:g} accepted"
+        checks = (
+            *checks,
+            Check("delta", worst.error <= tolerance, detail),
+            Check("retention", _as_predicted(retention, norms, tolerance), "each parent's share is what was predicted"),
+        )
     distance = math.sqrt(sum(entry.distance**2 for entry in measured))
     return Proof(
         passed=all(check.passed for check in checks),
         tolerance=tolerance,
-        max_error=max_error,
+        max_error=worst.error if worst else None,
         worst_module=worst.module if worst else None,
         modules=len(measured),
         reference="definition" if asked.is_linear else "recomputed",
@@ -173,19 +184,40 @@ def _structure_checks(folder: Path, written: Adapter, asked: Composite) -> tuple
         for name in asked.modules.keys() & written.modules.keys()
         if asked.modules[name].shape != written.modules[name].shape
     ]
-    targets = config.get("target_modules") or []
-    untargeted = [module for module in written.modules if not covered(module, targets)]
-    problems = [finding.describe() for finding in written.findings if finding.severity == "problem"]
-    plain = config.get("lora_alpha") == config.get("r") and not any(
-        config.get(field) for field in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "modules_to_save")
-    )
+    targets = config.get("target_modules")
+    listed = targets if isinstance(targets, list) else []
+    untargeted = [module for module in written.modules if not covered(module, listed)]
+    findings = [finding.describe() for finding in written.findings if finding.severity == "problem"]
+    problems = [*_config_problems(config, asked), *findings]
     return (
         _parser_check(folder / WEIGHTS_FILE, 2 * len(asked.modules)),
-        Check("modules", not (missing or extra), f"{len(missing)} missing, {len(extra)} unexpected"),
-        Check("shapes", not shapes, f"{len(shapes)} modules of another shape"),
-        Check("config", plain and not problems, "; ".join(problems) or "one rank, alpha equals rank, no variant"),
-        Check("targets", not untargeted, f"{len(untargeted)} modules that target_modules does not select"),
+        Check("modules", not (missing or extra), _listed(("missing", missing), ("unexpected", extra))),
+        Check("shapes", not shapes, _listed(("of another shape", shapes))),
+        Check("config", not problems, "; ".join(problems) or "one rank, alpha equals rank, no variant"),
+        Check("targets", not untargeted, _listed(("that target_modules does not select", untargeted))),
     )
+
+
+def _listed(*groups: tuple[str, Collection[str]]) -> str:
+    """Return how many modules each group has, and the first few of them."""
+    return ", ".join(
+        f"{len(names)} {what}" + (f" ({', '.join(sorted(names)[:3])})" if names else "") for what, names in groups
+    )
+
+
+def _config_problems(config: Mapping[str, Any], asked: Composite) -> Iterator[str]:
+    """Tell which fields make a loader see another delta, or put it into another base, than was asked for."""
+    wanted = {
+        "lora_alpha": config.get("r"),
+        "fan_in_fan_out": asked.fan_in_fan_out,
+        "base_model_name_or_path": asked.base_model,
+    }
+    for field, value in wanted.items():
+        if config.get(field) != value:
+            yield f"{field} is {config.get(field)!r}, expected {value!r}"
+    for field in PLAIN_FIELDS:
+        if config.get(field) not in (None, False, "none", "", [], {}):
+            yield f"{field} is {config[field]!r}, expected none"
 
 
 def _parser_check(path: Path, tensors: int) -> Check:
@@ -202,8 +234,12 @@ def _parser_check(path: Path, tensors: int) -> Check:
 
 
 def _measure(module: str, written: Adapter, asked: Composite) -> _Measured:
+    shape = asked.modules[module].shape
     parts, weights = asked.parts(module)
-    parents = [parent.factors(module, asked.modules[module].shape) for parent in asked.parents]
+    parents = [
+        part if weight else parent.factors(module, shape)
+        for parent, part, weight in zip(asked.parents, parts, weights, strict=True)
+    ]
     precise = [part.astype(np.float64) for part in parts]
     exact = concatenated(precise, weights)
     if asked.is_linear:
@@ -214,8 +250,17 @@ def _measure(module: str, written: Adapter, asked: Composite) -> _Measured:
     products = inner_products(stack([got, wanted, exact, *parents]), 3 + len(parents))
     went_in = math.sqrt(sum((w**2) * products[3 + i, 3 + i] for i, w in enumerate(weights)))
     scale = max(math.sqrt(max(products[1, 1], 0.0)), went_in)
-    error = difference(got, wanted)
-    return _Measured(module, error / scale if scale else error, difference(got, exact), products)
+    error = difference(got, wanted) / (scale or 1.0)
+    return _Measured(module, math.inf if math.isnan(error) else error, difference(got, exact), products)
+
+
+def _left_out(asked: Composite) -> Float64:
+    """Return the parents' own products in modules that the composite lacks because every weight there is zero."""
+    products = np.zeros((3 + len(asked.parents),) * 2)
+    for i, parent in enumerate(asked.parents):
+        for module in sorted(parent.modules.keys() - asked.modules.keys()):
+            products[3 + i, 3 + i] += inner_products(stack([parent.factors(module)]), 1)[0, 0]
+    return products
 
 
 def _trimmed(factors: LoraFactors, rank: int) -> LoraFactors:

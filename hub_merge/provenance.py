@@ -118,6 +118,11 @@ def reopen(parent: Parent, local: Sequence[Adapter], hub: Hub) -> Adapter:
         adapter = open_adapter(parent.model, hub=hub)
         require_files(adapter, parent.files, parent.model)
         return adapter.renamed(parent.name)
+    if not parent.files:
+        raise AdapterNotFound(
+            f"Parent {parent.name} was only in memory, so nothing can be compared with it.",
+            remedy="Save such a parent first and merge what was saved.",
+        )
     wanted = [dict(entry) for entry in parent.files]
     found = next((adapter for adapter in local if [asdict(d) for d in digests(adapter)] == wanted), None)
     if found is None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ __all__ = ["Opened", "digests", "file_digest", "open_adapter", "open_headers", "
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An adapter of which only headers were read, and what that cost."""
+    """An adapter of which only headers were read, what that cost, and what its config and weights have in all."""
 
     adapter: Adapter
     bytes_read: int
@@ -80,7 +80,7 @@ def open_headers(
             remote.config, remote.headers, remote.sizes, name=_short_name(pinned), origin=_origin(pinned, None)
         ),
     )
-    return Opened(adapter, remote.bytes_read, sum(remote.sizes.values()))
+    return Opened(adapter, remote.bytes_read, len(remote.config) + sum(remote.sizes.values()))
 
 
 def _local_folder(reference: str | Path, subfolder: str | None) -> Path | None:
@@ -148,13 +148,12 @@ def _local_origin(folder: Path) -> Origin:
 
 def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:
     """Return the adapters with names that tell them apart: ``math``, ``math-2``."""
-    seen: Counter[str] = Counter()
-    renamed = []
-    for adapter in adapters:
-        seen[adapter.name] += 1
-        count = seen[adapter.name]
-        renamed.append(adapter if count == 1 else adapter.renamed(f"{adapter.name}-{count}"))
-    return renamed
+    names = [adapter.name for adapter in adapters]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            numbered = (f"{name}-{number}" for number in count(2))
+            names[place] = next(free for free in numbered if free not in names)
+    return [a if a.name == name else a.renamed(name) for a, name in zip(adapters, names, strict=True)]
 
 
 def file_digest(path: Path) -> FileDigest:

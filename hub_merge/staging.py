@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hub_merge.errors import OutputExists
@@ -19,17 +19,26 @@ OWN_FILE = "adapter_config.json"
 
 @contextmanager
 def staged(folder: Path, force: bool) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder`` that takes its place at the end, or vanishes after an error."""
+    """Yield an empty folder beside ``folder`` that takes its place at the end, or vanishes after an error.
+
+    Parents of ``folder`` that had to be created vanish too.
+    """
+    folder = folder.absolute()
     require_free(folder, force)
+    created = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    root = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
+        stage = root / "new"
+        stage.mkdir()  # with the permissions of the user's umask, unlike root
         yield stage
-        stage.chmod(0o777 & ~_umask())
         require_free(folder, force)
-        _take_place(stage, folder)
+        _take_place(stage, folder, root / "old")
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(root, ignore_errors=True)
+        for parent in created:
+            with suppress(OSError):  # not empty: the folder stands, or somebody else came
+                parent.rmdir()
 
 
 def require_free(folder: Path, force: bool) -> None:
@@ -46,23 +55,14 @@ def require_free(folder: Path, force: bool) -> None:
         )
 
 
-def _take_place(stage: Path, folder: Path) -> None:
-    """Rename ``stage`` to ``folder``; what was there goes only after the new folder stands."""
+def _take_place(stage: Path, folder: Path, old: Path) -> None:
+    """Rename ``stage`` to ``folder``; what was there becomes ``old``, and comes back if that fails."""
     if not os.path.lexists(folder):
         stage.rename(folder)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent)) / "old"
     folder.rename(old)
     try:
         stage.rename(folder)
-    except OSError:
+    except BaseException:
         old.rename(folder)
         raise
-    finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

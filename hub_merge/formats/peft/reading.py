@@ -28,11 +28,13 @@ from hub_merge.formats.tensors import (
 __all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder"]
 
 WRAPPERS = re.compile(r"(?:module\.)?(?:base_model\.(?:model\.)?)?(?:module\.)?")
+"""PEFT's prefix, with that of DistributedDataParallel around or inside it."""
 
 FACTOR = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<side>[AB])(?:\.[^.]+)?\.weight|lora_embedding_(?P<embedding_side>[AB])(?:\.[^.]+)?)"
 )
 """``….lora_A.weight``, also with the adapter's name inside, and ``….lora_embedding_A``."""
+
 LEFTOVERS: Sequence[tuple[re.Pattern[str], str, str]] = (
     (re.compile(r"\.lora_magnitude_vector"), "dora", "DoRA magnitudes"),
     (re.compile(r"\.lora_B\.(?:[^.]+\.)?bias$"), "lora_bias", "biases of lora_B"),
