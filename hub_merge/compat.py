@@ -145,6 +145,7 @@ def _base_findings(adapters: Sequence[Adapter], bases: Sequence[Base], asserted:
     seen = "; ".join(f"{adapter.name}: {base.label}" for adapter, base in zip(adapters, bases, strict=True))
     labels = {base.label for base in bases}
     unproven = any(base.model_id is None for base in bases)
+    apart = len(labels) > 1 or (unproven and len({adapter.base_model or None for adapter in adapters}) > 1)
     if asserted is not None:
         if asserted.model_id is None:
             yield _problem(
@@ -158,7 +159,7 @@ def _base_findings(adapters: Sequence[Adapter], bases: Sequence[Base], asserted:
             yield _caution(
                 "base_asserted", "base_model", f"stated bases: {seen}", f"{asserted.label}, as you assert", ""
             )
-    elif len(labels) > 1:
+    elif apart:
         yield _problem(
             "base_differs" if not unproven else "base_unknown",
             "base_model_name_or_path",

@@ -325,6 +325,9 @@ class MergeRecord:
                     f"hub_merge.json has schema version {version!r}; this version reads up to {SCHEMA_VERSION}.",
                     remedy="Upgrade hub-merge.",
                 )
+            for entry in [*content["output"]["files"], *(f for parent in content["parents"] for f in parent["files"])]:
+                if not (isinstance(entry["name"], str) and isinstance(entry["sha256"], str)):
+                    raise TypeError("a file has no name or no sha256")
             return cls(
                 recipe=Recipe.from_dict(content["recipe"]),
                 parents=tuple(

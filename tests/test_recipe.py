@@ -44,7 +44,9 @@ PARENTS = st.builds(
     repo_id=st.none() | TEXT,
     commit=st.none() | TEXT,
     subfolder=TEXT,
-    files=st.lists(OBJECTS, max_size=2).map(tuple),
+    files=st.lists(st.fixed_dictionaries({"name": TEXT, "sha256": TEXT, "size": st.integers(0, 9)}), max_size=2).map(
+        tuple
+    ),
     base_model=st.none() | TEXT,
     license=st.none() | TEXT,
     gated=st.booleans(),
@@ -61,7 +63,7 @@ RECORDS = st.builds(
     parents=st.lists(PARENTS, max_size=2).map(tuple),
     base_model=st.none() | TEXT,
     base_license=st.none() | TEXT,
-    output=OBJECTS,
+    output=OBJECTS.map(lambda output: {**output, "files": []}),
     findings=st.lists(OBJECTS, max_size=2).map(tuple),
     scores=OBJECTS,
     proof=OBJECTS,
@@ -251,6 +253,9 @@ def test_text_that_is_no_yaml_is_refused(text: str) -> None:
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
+FILE = {"name": "x", "sha256": "0" * 64, "size": 1}
+
+
 def record() -> dict[str, Any]:
     parent = Parent(
         name="a",
@@ -258,7 +263,7 @@ def record() -> dict[str, Any]:
         repo_id="o/a",
         commit="1",
         subfolder="",
-        files=({"name": "x"},),
+        files=(FILE,),
         base_model="b",
         license=None,
         gated=False,
@@ -270,7 +275,7 @@ def record() -> dict[str, Any]:
         task_type=None,
     )
     asked = Recipe(merge_method="sum", models=(Source("o/a@1", {"v": 0.5}),))
-    text = MergeRecord(asked, (parent,), "b", None, {"rank": 4}, (), {}, {}, {"numpy": "2"}).to_json()
+    text = MergeRecord(asked, (parent,), "b", None, {"rank": 4, "files": [FILE]}, (), {}, {}, {"numpy": "2"}).to_json()
     content: dict[str, Any] = json.loads(text)
     return content
 
@@ -308,6 +313,9 @@ def test_text_that_is_no_record_is_refused(text: bytes) -> None:
         ("parents", [3]),
         ("parents", [{}]),
         ("parents", [{"name": "a", "files": None}]),
+        ("parents", [{"name": "a", "files": [{"name": "x"}]}]),
+        ("output", {"rank": 4}),
+        ("output", {"files": [{"name": 3, "sha256": None}]}),
         ("recipe", []),
         ("findings", 3),
     ],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -130,16 +132,31 @@ def test_tensors_that_are_not_contiguous_are_written_in_row_order(tmp_path: Path
     assert np.array_equal(loaded["x"], array)
 
 
-# --- views ------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_tensor_is_a_read_only_view_and_reading_it_twice_copies_nothing(tmp_path: Path) -> None:
+def test_a_tensor_is_read_only_and_outlives_the_store(tmp_path: Path) -> None:
     safetensors.numpy.save_file({"x": np.arange(6.0).reshape(2, 3)}, tmp_path / "x.safetensors")
-    store = SafetensorsStore(tmp_path / "x.safetensors")
-    first, second = store.read("x"), store.read("x")
-    assert np.shares_memory(first, second)
+    tensor = SafetensorsStore(tmp_path / "x.safetensors").read("x")
+    assert np.array_equal(tensor, [[0, 1, 2], [3, 4, 5]])
     with pytest.raises(ValueError, match="read-only"):
-        first[0, 0] = 1.0
+        tensor[0, 0] = 1.0
+
+
+def test_tensors_that_were_read_do_not_stay_in_memory(tmp_path: Path) -> None:
+    """Reading a file of 128 MB tensor by tensor keeps the peak of all resident memory, mapped pages too, below that."""
+    chunk = np.ones((1024, 1024), np.float32)
+    safetensors.numpy.save_file({f"x{i}": chunk for i in range(32)}, tmp_path / "x.safetensors")
+    code = (
+        "import resource, sys; from pathlib import Path; from hub_merge.formats.tensors import SafetensorsStore\n"
+        "store = SafetensorsStore(Path(sys.argv[1])); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "total = sum(float(store.read(name).sum()) for name in store.infos)\n"
+        "print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.safetensors")]
+    total, grown = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert float(total) == 32 * 1024 * 1024
+    assert int(grown) < 40_000, "kilobytes"
 
 
 # --- the writer's own rules -------------------------------------------------------------------------------------------

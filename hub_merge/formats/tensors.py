@@ -196,7 +196,7 @@ def _check_layout(infos: Mapping[str, TensorInfo], file: str, size: int) -> None
 
 
 class SafetensorsStore:
-    """A memory-mapped safetensors file. Tensors are views of the file; reading one costs its own pages only."""
+    """A memory-mapped safetensors file. Reading a tensor costs that tensor; the file itself does not stay in memory."""
 
     has_values = True
 
@@ -216,11 +216,16 @@ class SafetensorsStore:
         self._start = LENGTH_FIELD + length
 
     def read(self, name: str) -> Array:
-        """Return one tensor as a read-only view of the file."""
+        """Return one tensor, read-only, and give the pages of the file that it came from back to the system."""
         info = self.infos[name]
-        count = math.prod(info.shape)
-        flat = np.frombuffer(self._bytes, dtype_named(info.dtype), count, self._start + info.begin)
-        return flat.reshape(info.shape)
+        begin, end = self._start + info.begin, self._start + info.end
+        mapped = np.frombuffer(self._bytes, dtype_named(info.dtype), math.prod(info.shape), begin)
+        tensor = mapped.reshape(info.shape).copy()
+        tensor.setflags(write=False)
+        if end > begin and hasattr(self._bytes, "madvise"):
+            page = begin - begin % mmap.PAGESIZE
+            self._bytes.madvise(mmap.MADV_DONTNEED, page, end - page)
+        return tensor
 
 
 class HeaderStore:
