@@ -20,6 +20,7 @@ __all__ = [
     "Float64",
     "Stack",
     "best_rank_k",
+    "combined_products",
     "inner_products",
     "orthonormal",
     "result_dtype",
@@ -81,10 +82,24 @@ def inner_products(stacked: Stack, count: int) -> Float64:
     pieces = stacked.gram_a * stacked.gram_b * np.outer(stacked.lengths, stacked.lengths)
     member = np.zeros((count, len(stacked.owner)))
     member[stacked.owner, np.arange(len(stacked.owner))] = 1.0
-    products: Float64 = member @ pieces @ member.T
-    cancelled = np.diag(products) <= NULL * (member @ np.abs(stacked.lengths)) ** 2
-    products[cancelled] = products[:, cancelled] = 0.0
-    return products
+    return _combined(pieces, member, np.abs(stacked.lengths))
+
+
+def combined_products(products: Float64, rows: Float64) -> Float64:
+    """Return the inner products of linear combinations of updates.
+
+    Args:
+        products: Inner products of the updates, ``(n, n)``.
+        rows: Coefficients of each combination, ``(m, n)``. One that cancels to rounding counts as zero.
+    """
+    return _combined(products, rows, np.sqrt(np.maximum(np.diag(products), 0.0)))
+
+
+def _combined(products: Float64, rows: Float64, norms: Float64) -> Float64:
+    combined: Float64 = rows @ products @ rows.T
+    cancelled = np.diag(combined) <= NULL * (np.abs(rows) @ norms) ** 2
+    combined[cancelled] = combined[:, cancelled] = 0.0
+    return combined
 
 
 def orthonormal(gram: Float64) -> tuple[Float64, Float64]:

@@ -20,7 +20,7 @@ import safetensors
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.composite import Composite
 from hub_merge.formats.peft import CONFIG_FILE, WEIGHTS_FILE, covered, parse_config
-from hub_merge.gram import Float64, inner_products, stack
+from hub_merge.gram import Float64, combined_products, inner_products, stack
 from hub_merge.methods.sum import concatenated
 from hub_merge.parallel import map_modules
 
@@ -240,18 +240,46 @@ def _measure(module: str, written: Adapter, asked: Composite) -> _Measured:
         part if weight else parent.factors(module, shape)
         for parent, part, weight in zip(asked.parents, parts, weights, strict=True)
     ]
-    precise = [part.astype(np.float64) for part in parts]
-    exact = concatenated(precise, weights)
-    if asked.is_linear:
-        wanted = concatenated(precise, asked.coefficients(weights, parts))
-    else:
+    coefficients = asked.coefficients(weights, parts) if asked.is_linear else None
+    if coefficients is None:
         wanted = asked.factors(module)
+    else:
+        wanted = concatenated([part.astype(np.float64) for part in parts], coefficients)
     got = _trimmed(written.factors(module), wanted.rank)
-    products = inner_products(stack([got, wanted, exact, *parents]), 3 + len(parents))
+    products = _products([got, wanted] if coefficients is None else [got], coefficients, weights, parents)
     went_in = math.sqrt(sum((w**2) * products[3 + i, 3 + i] for i, w in enumerate(weights)))
     scale = max(math.sqrt(max(products[1, 1], 0.0)), went_in)
-    error = difference(got, wanted) / (scale or 1.0)
-    return _Measured(module, math.inf if math.isnan(error) else error, difference(got, exact), products)
+    apart = difference(got, wanted)
+    error = math.inf if math.isnan(apart) else apart / (scale or 1.0)
+    to_sum = math.sqrt(max(products[0, 0] - 2 * products[0, 2] + products[2, 2], 0.0))
+    is_sum = coefficients is not None and list(coefficients) == list(weights)
+    return _Measured(module, error, apart if is_sum else to_sum, products)
+
+
+def _products(
+    deltas: Sequence[LoraFactors],
+    coefficients: Sequence[float] | None,
+    weights: Sequence[float],
+    parents: Sequence[LoraFactors],
+) -> Float64:
+    """Return the inner products of ``_Measured``.
+
+    Args:
+        deltas: The written delta, and the wanted one unless ``coefficients`` make it from the parents.
+        coefficients: Of the wanted delta, if it is a linear combination of the parents.
+        weights: Of the exact sum.
+        parents: Their factors.
+    """
+    first, count = len(deltas), len(parents)
+    rows = np.zeros((3 + count, first + count))
+    rows[0, 0] = 1.0
+    if coefficients is None:
+        rows[1, 1] = 1.0
+    else:
+        rows[1, first:] = coefficients
+    rows[2, first:] = weights
+    rows[3:, first:] = np.eye(count)
+    return combined_products(inner_products(stack([*deltas, *parents]), first + count), rows)
 
 
 def _left_out(asked: Composite) -> Float64:
@@ -279,6 +307,10 @@ def difference(x: LoraFactors, y: LoraFactors) -> float:
     Bx, By = x.scaling * x.B.astype(np.float64), y.scaling * y.B.astype(np.float64)
     if x.rank != y.rank:
         pieces = LoraFactors(np.concatenate([Ax, Ay]), np.concatenate([Bx, -By], axis=1))
+    elif np.array_equal(Ax, Ay):
+        if np.array_equal(Bx, By):
+            return 0.0
+        pieces = LoraFactors(Ax, Bx - By)
     else:
         pieces = LoraFactors(np.concatenate([Ax, Ax - Ay]), np.concatenate([Bx - By, By], axis=1))
     return math.sqrt(max(float(inner_products(stack([pieces]), 1)[0, 0]), 0.0))
