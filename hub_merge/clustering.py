@@ -29,26 +29,36 @@ def kmeans(gram: Float64, clusters: int, *, starts: int, rng: np.random.Generato
         starts: Number of starts; the one of least inertia counts.
         rng: Source of the seeds.
     """
-    runs = [_lloyd(gram, _seeds(gram, clusters, rng), clusters) for _ in range(starts)]
+    runs = [_lloyd(gram, seeds.tolist(), clusters) for seeds in _seeds(gram, clusters, starts, rng)]
     return min(runs, key=lambda run: run[1])[0]
 
 
-def _seeds(gram: Float64, clusters: int, rng: np.random.Generator) -> list[int]:
-    """Choose seeds: each next one is the best of a few points drawn in proportion to their squared distance."""
-    squares = np.diag(gram)
-    candidates = 2 + int(math.log(clusters))
-    chosen = [int(rng.integers(len(gram)))]
-    nearest = _distances_to_points(gram, squares, chosen)[:, 0]
-    while len(chosen) < clusters:
-        free = np.setdiff1d(np.arange(len(gram)), chosen)
-        mass = nearest[free]
-        share = mass / mass.sum() if mass.sum() > 0 else np.full(len(free), 1 / len(free))
-        drawn = rng.choice(free, size=candidates, p=share)
-        closest = np.minimum(nearest[:, None], _distances_to_points(gram, squares, drawn))
-        best = int(closest.sum(axis=0).argmin())
-        chosen.append(int(drawn[best]))
-        nearest = closest[:, best]
+def _seeds(gram: Float64, clusters: int, starts: int, rng: np.random.Generator) -> Labels:
+    """Choose the seeds of all starts, ``(starts, clusters)``.
+
+    Each next seed is the best of a few points drawn in proportion to their squared distance from those chosen.
+    """
+    distances = _distances_to_points(gram, np.diag(gram), np.arange(len(gram)))
+    start, candidates = np.arange(starts), 2 + int(math.log(clusters))
+    chosen = rng.integers(len(gram), size=(starts, 1))
+    nearest = distances[chosen[:, 0]]
+    while chosen.shape[1] < clusters:
+        drawn = _draw(nearest, chosen, candidates, rng)
+        closest = np.minimum(nearest[:, None], distances[drawn])
+        best = closest.sum(axis=2).argmin(axis=1)
+        chosen = np.column_stack([chosen, drawn[start, best]])
+        nearest = closest[start, best]
     return chosen
+
+
+def _draw(nearest: Float64, chosen: Labels, count: int, rng: np.random.Generator) -> Labels:
+    """Draw points in proportion to ``nearest``; evenly among the rest where only copies of the chosen are left."""
+    rest = np.ones_like(nearest)
+    np.put_along_axis(rest, chosen, 0.0, axis=1)
+    mass = np.cumsum(np.where(nearest.sum(axis=1, keepdims=True) > 0, nearest, rest), axis=1)
+    levels = rng.random((len(nearest), count)) * mass[:, -1:]
+    drawn: Labels = np.minimum((mass[:, None] <= levels[:, :, None]).sum(axis=2), nearest.shape[1] - 1)
+    return drawn
 
 
 def _distances_to_points(gram: Float64, squares: Float64, points: list[int] | Labels) -> Float64:
