@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
@@ -118,7 +119,9 @@ def run_cli(group: click.Group) -> NoReturn:
             stream.reconfigure(errors="replace")
     color = False if os.environ.get("NO_COLOR") else None
     try:
-        code = group.main(prog_name=program_name(), standalone_mode=False, windows_expand_args=False, color=color)
+        with warnings.catch_warnings():
+            warnings.showwarning = _tell_warning
+            code = group.main(prog_name=program_name(), standalone_mode=False, windows_expand_args=False, color=color)
     except click.ClickException as error:
         code = _show_usage_error(error)
     except (click.Abort, KeyboardInterrupt):
@@ -127,6 +130,11 @@ def run_cli(group: click.Group) -> NoReturn:
     except Exception as error:
         code = _explain(error)
     sys.exit(code or 0)
+
+
+def _tell_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning without the file and line that raised it."""
+    tell(f"Warning: {message}")
 
 
 def _show_usage_error(error: click.ClickException) -> int:

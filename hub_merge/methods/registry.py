@@ -8,10 +8,11 @@ import inspect
 import math
 import pkgutil
 import types
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hub_merge.adapter import LoraFactors
@@ -206,7 +207,7 @@ def merge_method(
     """Register the decorated function as the method ``name``; see ``Method`` for the arguments.
 
     Raises:
-        ValueError: The name is taken, or the signature is not that of a method.
+        ValueError: The name is taken, the signature is not that of a method, or the docstring is missing.
     """
 
     def register(kernel: Kernel) -> Kernel:
@@ -227,6 +228,8 @@ def merge_method(
             breaks=breaks,
             most_adapters=most_adapters,
         )
+        if not inspect.getdoc(kernel):
+            raise ValueError("a merge method needs a docstring, which is its help text")
         _methods.update(dict.fromkeys((name, *aliases), method))
         return kernel
 
@@ -239,7 +242,7 @@ def _read_options(kernel: Kernel) -> tuple[Option, ...]:
     if not {"parts", "weights", "rank", "rng"} <= parameters.keys():
         raise ValueError("a merge method takes parts, weights, rank and rng")
     return tuple(
-        _read_option(name, hints[name], parameter.default)
+        _read_option(name, hints.get(name), parameter.default)
         for name, parameter in parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and name not in ("rank", "rng")
     )
@@ -262,13 +265,30 @@ def _read_option(name: str, hint: Any, default: Any) -> Option:
 
 @cache
 def _load_all() -> Mapping[str, Method]:
-    """Import every file of this folder and every entry point, once."""
+    """Import every file of this folder and every entry point, once; what an entry point breaks is left out."""
     package = importlib.import_module("hub_merge.methods")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"hub_merge.methods.{module.name}")
     for entry_point in entry_points(group=ENTRY_POINTS):
-        entry_point.load()
+        _load_package(entry_point)
     return _methods
+
+
+def _load_package(entry_point: EntryPoint) -> None:
+    """Import another package's methods: all of them, or none and a warning, so that the rest stays usable."""
+    before = dict(_methods)
+    try:
+        entry_point.load()
+    except Exception as error:
+        _methods.clear()
+        _methods.update(before)
+        package = entry_point.dist.name if entry_point.dist else entry_point.value
+        warnings.warn(
+            f"The merge methods of package {package} are left out: {entry_point.value} failed with "
+            f"{type(error).__name__}: {error}. Update or uninstall {package}; all other methods work.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def list_methods() -> tuple[Method, ...]:
