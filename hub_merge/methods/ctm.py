@@ -51,7 +51,7 @@ def compress_then_merge(
         rank: Rank k of the result; the largest rank among the parts by default.
         rule: ``sum``; ``ties`` keeps each core's largest entries, elects a sign for each entry and averages those that
             have it; ``dare_ties`` keeps entries at random instead.
-        density: Share of each core's entries that ``ties`` and ``dare_ties`` keep, [0.001, 1]; 0.25 in the paper's runs.
+        density: Share of each core's entries that ``ties`` and ``dare_ties`` keep, [0.001, 1]; the paper runs 0.25.
         beta: How far large deltas count for more in the choice of the subspaces: 0 not at all, 1 by their norm.
         iterations: Alternating improvements of the subspaces.
         rng: Source of the entries that ``dare_ties`` keeps.
@@ -68,15 +68,21 @@ def compress_then_merge(
     norms = np.linalg.norm(deltas, axis=(1, 2), keepdims=True)
     if not norms.any():
         return LoraFactors.empty(parts[0].shape)
-    wanted = beta * norms + (1 - beta) * norms[norms > 0].mean()
-    proxies = deltas * np.divide(wanted, norms, out=np.zeros_like(norms), where=norms > 0)
-    U, V, _ = shared_subspaces(proxies, max(part.rank for part in parts) if rank is None else rank, iterations)
+    largest = max(part.rank for part in parts)
+    U, V, _ = shared_subspaces(_proxies(deltas, norms, beta), largest if rank is None else rank, iterations)
     cores = U.T @ deltas @ V
     cores[np.abs(cores) <= ROUNDING * norms] = 0.0
     entropy = int(rng.integers(2**63))
     chosen = named_rule(rule, density, "total")
     merged = apply_rule(chosen, cores, np.ones(len(cores)).tolist(), lambda: seeds_of(present, numbers, entropy))
     return space.lift(U @ merged @ V.T, rank).astype(result_dtype(parts))
+
+
+def _proxies(deltas: Float64, norms: Float64, beta: float) -> Float64:
+    """Return the deltas with norms drawn to their mean by ``1 - beta``; those that are zero stay and do not count."""
+    wanted = beta * norms + (1 - beta) * norms[norms > 0].mean()
+    proxies: Float64 = deltas * np.divide(wanted, norms, out=np.zeros_like(norms), where=norms > 0)
+    return proxies
 
 
 def shared_subspaces(deltas: Float64, rank: int, iterations: int) -> tuple[Float64, Float64, list[float]]:

@@ -60,7 +60,7 @@ def calibrated_merge(
     present, numbers = [part for part, _ in kept], [weight for _, weight in kept]
     norms = np.sqrt(np.diag(inner_products(stack(present, numbers), len(kept))))
     count = int(np.count_nonzero(norms))
-    calibrated = _calibrated(present, numbers, energy, count) if count > 1 else present
+    calibrated = _calibrated(present, numbers, energy, count)
     method = get_method(then)
     merged = method.kernel(calibrated, numbers, rank=rank, rng=rng, **method.parse_options({}))
     norm = np.sqrt(inner_products(stack([merged]), 1)[0, 0])
