@@ -88,8 +88,13 @@ def compose(
     """Return the composite that these choices give; nothing is computed yet.
 
     Raises:
-        MergeError: Every weight is zero, so nothing is left to merge.
+        MergeError: Every weight is zero, so nothing is left to merge; or there are more adapters than the method takes.
     """
+    if method.most_adapters is not None and len(parents) > method.most_adapters:
+        raise MergeError(
+            f"Method {method.name} takes at most {method.most_adapters} adapters; there are {len(parents)}.",
+            remedy="Leave some out, merge in steps, or take another method.",
+        )
     specs: dict[str, ModuleSpec] = {}
     for module in sorted({module for parent in parents for module in parent.modules}):
         found = [

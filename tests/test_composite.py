@@ -159,3 +159,9 @@ def test_a_method_that_is_no_linear_combination_has_no_coefficients(rng: np.rand
     parts, weights = composite.parts(Q)
     with pytest.raises(MergeError, match="lego"):
         composite.coefficients(weights, parts)
+
+
+def test_more_adapters_than_a_method_takes_are_refused_before_anything_is_computed(rng: np.random.Generator) -> None:
+    adapters = [*two(rng), adapter_of("c", {Q: random_factors(rng, SHAPE, 1)}, base_model="acme/base")]
+    with pytest.raises(MergeError, match="slerp takes at most 2 adapters; there are 3"):
+        composed(adapters, [1.0, 1.0, 1.0], "slerp")

@@ -326,7 +326,9 @@ def print_method(out: Output, method: Method) -> None:
     if not out.human:
         out.fields(row if out.mode == "json" else {**row, "options": [option.name for option in method.options]})
         return
-    shown = {name: row[name] for name in ("formula", "paper", "aliases", "presets") if row[name]}
+    shown = {name: row[name] for name in ("formula", "paper", "aliases", "presets", "most_adapters") if row[name]}
+    if "identity" in method.breaks:
+        shown["note"] = "it changes even a single adapter"
     out.fields({**shown, "rank": _default_rank(method)}, title=method.name, formats={"paper": _paper_address})
     out.line(f"\n{method.description}\n")
     if method.options:
@@ -344,6 +346,8 @@ def _method_row(method: Method) -> dict[str, Any]:
         "paper": method.paper or None,
         "default_rank": method.default_rank,
         "presets": list(method.presets),
+        "most_adapters": method.most_adapters,
+        "breaks": sorted(method.breaks),
         "options": [
             {"name": option.name, "takes": option.describe(), "default": option.default} for option in method.options
         ],
