@@ -25,7 +25,7 @@ from hub_merge.licenses import LicenseVerdict, united
 from hub_merge.methods import Method, get_method
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Weight
 
-__all__ = ["Markdown", "code_span", "escape", "render_card", "scrub", "update_card"]
+__all__ = ["Markdown", "code_span", "escape", "published_card", "render_card", "scrub", "update_card"]
 
 START, END = "<!-- hub-merge:start -->", "<!-- hub-merge:end -->"
 HUB = "https://huggingface.co"
@@ -450,6 +450,22 @@ def update_card(existing: str, new: str) -> str:
     return f"---\n{_to_yaml(_updated(old_data, new_data))}---\n\n{body}\n"
 
 
+def published_card(published: str, local: str) -> str:
+    """Return the card that takes the place of ``published``, which its readers may have edited on the Hub.
+
+    Metadata is united as ``update_card`` does. Text outside the markers is that of ``local`` if it has any, for it was
+    written last and here, else that of ``published``.
+
+    Raises:
+        HubMergeError: The metadata of one of them is not a YAML mapping.
+    """
+    _, body = _split(local)
+    if not GENERATED.sub("", body, count=1).strip():
+        return update_card(published, local)
+    data = _updated(_split(published)[0], _split(local)[0])
+    return f"---\n{_to_yaml(data)}---\n\n{body.strip()}\n"
+
+
 def _split(card: str) -> tuple[dict[str, Any], str]:
     text = card.removeprefix("\ufeff").replace("\r\n", "\n")
     found = FRONT_MATTER.match(text)
@@ -472,7 +488,7 @@ def _updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     stated_by_us = record.get("license") if isinstance(record, Mapping) else None
     dropped = LICENSE_KEYS if "license" in new or stated_by_us == old.get("license") else ()
     kept = {key: value for key, value in old.items() if key not in (*new, *dropped)}
-    return {**new, "tags": _united_tags(old.get("tags"), new["tags"]), **kept}
+    return {**new, "tags": _united_tags(old.get("tags"), new.get("tags", [])), **kept}
 
 
 def _united_tags(old: Any, new: Sequence[str]) -> list[Any]:

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -102,8 +103,10 @@ def check(
         *_layout_findings(adapters),
         *value_findings,
         *_norm_findings(adapters, norms),
+        *_twin_findings(adapters, norms),
         *_serving_findings(adapters),
     ]
+    findings.extend(_allow_findings(findings, allow))
     known = {entry.model_id for entry in bases}
     return Compatibility(
         adapters=tuple(adapter.name for adapter in adapters),
@@ -113,6 +116,13 @@ def check(
         total_rank=_total_rank(adapters),
         norms=norms,
     )
+
+
+def _allow_findings(findings: Iterable[Finding], allow: Iterable[str]) -> Iterator[Finding]:
+    """Tell of each code that accepts nothing here: it may be misspelt."""
+    found = sorted({finding.code for finding in findings if finding.severity == "problem" and finding.overrule})
+    for code in sorted(set(allow).difference(found)):
+        yield _caution("allow_unused", "allow", f"{code} accepts nothing here", _some(found) or "no code", "")
 
 
 def _common_names(bases: Sequence[Base], canonical: Callable[[str], str | None] | None) -> list[Base]:
@@ -382,3 +392,26 @@ def _norm_findings(adapters: Sequence[Adapter], norms: Sequence[float | None]) -
             f"a ratio below {DOMINANT:g}",
             f"A plain sum is mostly {strong}; balance it with weights.",
         )
+
+
+def _twin_findings(adapters: Sequence[Adapter], norms: Sequence[float | None]) -> Iterator[Finding]:
+    """Tell of adapters that are one under two names, as copies and re-uploads are."""
+    for (first, norm), (second, other) in combinations(zip(adapters, norms, strict=True), 2):
+        if norm and norm == other and _same_numbers(first, second):
+            yield _caution(
+                "same_adapter",
+                "",
+                f"it holds the same numbers as {first.name}",
+                "different adapters",
+                "It counts twice; leave one out.",
+                adapter=second.name,
+            )
+
+
+def _same_numbers(first: Adapter, second: Adapter) -> bool:
+    return first.modules == second.modules and all(
+        np.array_equal(mine, other)
+        for module in first.modules
+        for one, two in [(first.factors(module), second.factors(module))]
+        for mine, other in ((one.A, two.A), (one.B, two.B))
+    )

@@ -12,10 +12,19 @@ from pathlib import Path
 from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
-from hub_merge.card import render_card, update_card
+from hub_merge.card import published_card, render_card, update_card
 from hub_merge.compat import Compatibility, check
 from hub_merge.composite import Composite, compose
-from hub_merge.errors import HubMergeError, HubUnavailable, IncompatibleAdapters, MergeError, ProofFailed, RecipeError
+from hub_merge.errors import (
+    AdapterNotFound,
+    HubMergeError,
+    HubUnavailable,
+    IncompatibleAdapters,
+    MergeError,
+    OutputExists,
+    ProofFailed,
+    RecipeError,
+)
 from hub_merge.findings import Finding, Report
 from hub_merge.formats.peft import CONFIG_FILE, WEIGHTS_FILE, open_folder, write_portable
 from hub_merge.formats.tensors import WRITABLE
@@ -163,6 +172,11 @@ def run(recipe: Recipe, *, hub: Hub, folder: Path = Path(), progress: Progress =
     get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
     _require_choices(recipe.rank, recipe.dtype, recipe.seed)
     references = [folder / source.model if source.model.startswith(".") else source.model for source in recipe.models]
+    if folder != Path() and (absent := [path for path in references if isinstance(path, Path) and not path.is_dir()]):
+        raise AdapterNotFound(
+            f"{absent[0]}: There is no such folder.",
+            remedy="The folders of a recipe are looked for beside it: put it there, or name another in the recipe.",
+        )
     return merge(
         _open_all(references, hub, progress),
         recipe.merge_method,
@@ -214,19 +228,21 @@ def save(
     Args:
         adapter: What to write.
         folder: Where to; created with its parents.
-        force: Replace a folder that holds an adapter.
+        force: Replace an adapter that is there; what was written around our part of a composite's card stays.
         picture: Draw the scores too (needs matplotlib).
         base_license: Licence of the base model, where it is known.
         progress: Told of each module that is written or compared.
 
     Raises:
-        OutputExists: ``folder`` exists and ``force`` is not set, or it holds something else.
+        OutputExists: ``folder`` exists and ``force`` is not set, or it is a parent's or holds something else too.
         ProofFailed: What was written is not what was asked for; nothing is left behind.
         IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
     """
     composite = adapter if isinstance(adapter, Composite) else merge([adapter])
+    folder = folder.expanduser()
+    _require_no_parent(folder, composite)
     total = len(composite.modules)
-    with staged(folder, force) as stage:
+    with staged(folder, force, PUBLISHED_FILES) as stage:
         write_portable(
             composite,
             stage,
@@ -239,7 +255,26 @@ def save(
         proof = prove(stage, written, composite, _counter("prove", total, progress))
         _require_proof(proof)
         _document(composite, stage, proof, picture=picture, base_license=base_license)
+        if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
+            _keep_words(folder / CARD_FILE, stage / CARD_FILE)
     return folder
+
+
+def _keep_words(replaced: Path, card: Path) -> None:
+    """Carry over to ``card`` what the user wrote around our part of the card that it replaces."""
+    text = update_card(replaced.read_text(encoding="utf-8"), card.read_text(encoding="utf-8"))
+    card.write_text(text, encoding="utf-8")
+
+
+def _require_no_parent(folder: Path, composite: Composite) -> None:
+    """Raise ``OutputExists`` if writing to ``folder`` would replace what the composite is made from."""
+    for parent in composite.parents:
+        if parent.origin.folder is not None and parent.origin.folder.resolve() == folder.resolve():
+            raise OutputExists(
+                f"{folder} is the folder of {parent.name}, which goes into the merge, so it is not replaced even with "
+                "--force.",
+                remedy="Choose another folder.",
+            )
 
 
 def _counter(step: str, total: int, progress: Progress) -> Callable[[str], None]:
@@ -369,7 +404,8 @@ def merge_to_folder(
     progress: Progress = _silent,
 ) -> MergeRecord:
     """Carry out ``recipe``, write the composite to ``output`` and return its record; see ``run`` and ``save``."""
-    require_free(output, force)
+    output = output.expanduser()
+    require_free(output, force, PUBLISHED_FILES)
     composite = run(recipe, hub=hub, folder=sources_from, progress=progress)
     save(
         composite,
@@ -432,7 +468,8 @@ def push_folder(
 ) -> Published:
     """Publish the composite in ``folder`` as one commit; see ``publish.publish_folder``.
 
-    A new repository is private unless said otherwise if a parent is private or gated.
+    A new repository is private unless said otherwise if a parent is private or gated. The published card names the
+    repository, and keeps what was written into the repository's card around ours.
 
     Raises:
         AdapterNotFound: The folder holds no composite.
@@ -451,7 +488,16 @@ def push_folder(
         commit_message=commit_message,
         dry_run=dry_run,
         force=force,
+        card=lambda full_id, published: _card_to_publish(folder, full_id, published),
     )
+
+
+def _card_to_publish(folder: Path, repo_id: str, published: str | None) -> str:
+    """Return the folder's card as it is to stand in ``repo_id``, which has the card ``published`` if any."""
+    local = (folder / CARD_FILE).read_text(encoding="utf-8")
+    if card_of(folder) == local:  # nobody has edited our part
+        local = card_of(folder, repo_id=repo_id)
+    return local if published is None else published_card(published, local)
 
 
 def _is_open(parent: Parent, hub: Hub) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -24,6 +25,7 @@ __all__ = ["Published", "PublishedFile", "publish_folder"]
 
 Action: TypeAlias = Literal["add", "update", "unchanged"]
 
+CARD = "README.md"
 RECORD = "hub_merge.json"
 """File by which a repository is known to be made by this package."""
 PAUSES = (0.0, 0.5, 1.5)
@@ -88,6 +90,7 @@ def publish_folder(
     dry_run: bool = False,
     force: bool = False,
     files: Sequence[str],
+    card: Callable[[str, str | None], str] | None = None,
 ) -> Published:
     """Publish files of a folder as one commit, or as one pull request.
 
@@ -104,6 +107,8 @@ def publish_folder(
         dry_run: Look and compare only.
         force: Add to a repository that was not made by this package.
         files: Names of the files, relative to ``folder``; nothing else is published.
+        card: Returns the text to publish as README.md, given the repository's full id and the README.md that it has;
+            ``None`` publishes the folder's file as it is.
 
     Raises:
         PublishError: There is no right to write, the repository is not fit or changed meanwhile, or the Hub refused.
@@ -121,7 +126,21 @@ def publish_folder(
     else:
         job = replace(job, repo_id=target.repo_id)
         _check_existing(job, target, private=private, force=force)
-    compared = _compare(paths, target.files if target else {})
+    with tempfile.TemporaryDirectory() as place:
+        if card is not None and CARD in paths:
+            text = card(job.repo_id, hub.readme(target) if target else None)
+            job = replace(job, paths={**paths, CARD: _written(Path(place) / CARD, text)})
+        return _publish(job, target, private=private, dry_run=dry_run)
+
+
+def _written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
+
+
+def _publish(job: _Job, target: PinnedRepo | None, *, private: bool | None, dry_run: bool) -> Published:
+    """Commit what differs, if anything does and it is not only to be shown."""
+    compared = _compare(job.paths, target.files if target else {})
     changed = tuple(file.name for file in compared if file.action != "unchanged")
     created = target is None
     if dry_run or not changed:
@@ -212,7 +231,8 @@ def _check_existing(job: _Job, target: PinnedRepo, *, private: bool | None, forc
     if not force and RECORD not in target.files and set(target.files) - {".gitattributes"}:
         raise PublishError(
             f"{job.repo_id} holds {len(target.files)} files and was not made by hub-merge.",
-            remedy="Choose a new name, open a pull request with --create-pr, or add to it with --force.",
+            remedy="Choose a new name, open a pull request with --create-pr, or pass --force, which replaces its files "
+            "of the same names.",
         )
 
 
@@ -255,7 +275,7 @@ def _write(
     from huggingface_hub import CommitOperationAdd
 
     with _told(job, created=False):
-        if "README.md" in changed:
+        if CARD in changed:
             _check_card(job)
         if target is None:
             job.hub.send(lambda: job.hub.api.create_repo(job.repo_id, private=private))
@@ -275,7 +295,7 @@ def _check_card(job: _Job) -> None:
     from huggingface_hub import get_session, hf_raise_for_status
     from huggingface_hub.errors import BadRequestError
 
-    asked = {"content": job.paths["README.md"].read_text(encoding="utf-8"), "repoType": "model"}
+    asked = {"content": job.paths[CARD].read_text(encoding="utf-8"), "repoType": "model"}
     address, headers = f"{job.hub.endpoint}/api/validate-yaml", job.hub.headers()
     try:
         hf_raise_for_status(job.hub.send(lambda: get_session().post(address, json=asked, headers=headers)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,35 +15,53 @@ __all__ = ["require_free", "staged"]
 
 OWN_FILE = "adapter_config.json"
 """A folder without it holds no adapter and is never replaced."""
+STAGE = ".hub-merge."
+"""How the names of our temporary folders begin."""
 
 
 @contextmanager
-def staged(folder: Path, force: bool) -> Iterator[Path]:
-    """Yield an empty folder beside ``folder`` that takes its place at the end, or vanishes after an error.
+def staged(folder: Path, force: bool, own: Collection[str]) -> Iterator[Path]:
+    """Yield an empty folder whose content becomes that of ``folder`` at the end, or vanishes after an error.
 
-    Parents of ``folder`` that had to be created vanish too.
+    Parents of ``folder`` that had to be created vanish too. A folder that stands already keeps its place, its
+    permissions and the links that lead to it; only what is in it changes.
+
+    Args:
+        folder: Where the content goes.
+        force: Replace an adapter that is there.
+        own: Names of the files that may be replaced.
+
+    Raises:
+        OutputExists: ``folder`` may not be created or replaced; see ``require_free``.
     """
-    folder = folder.absolute()
-    require_free(folder, force)
+    require_free(folder, force, own)
+    folder = folder.resolve()
     created = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    root = Path(tempfile.mkdtemp(prefix=STAGE, dir=folder if folder.is_dir() else folder.parent))
+    stage, old = root / "new", root / "old"
     try:
-        stage = root / "new"
         stage.mkdir()  # with the permissions of the user's umask, unlike root
         yield stage
-        require_free(folder, force)
-        _take_place(stage, folder, root / "old")
+        require_free(folder, force, own)
+        if folder.is_dir():
+            _exchange(stage, folder, old)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            stage.rename(folder)
     finally:
-        shutil.rmtree(root, ignore_errors=True)
-        for parent in created:
+        shutil.rmtree(stage, ignore_errors=True)
+        for left in (old, root, *created):
             with suppress(OSError):  # not empty: the folder stands, or somebody else came
-                parent.rmdir()
+                left.rmdir()
 
 
-def require_free(folder: Path, force: bool) -> None:
-    """Raise ``OutputExists`` unless ``folder`` may be created, or replaced because that was asked for."""
-    if not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir())):
+def require_free(folder: Path, force: bool, own: Collection[str]) -> None:
+    """Raise ``OutputExists`` unless ``folder`` may be created, or replaced because that was asked for.
+
+    What is to be replaced has to be an adapter with nothing beside it but files named in ``own``.
+    """
+    if not os.path.lexists(folder) or (folder.is_dir() and not _content(folder)):
         return
     if not force:
         raise OutputExists(
@@ -53,16 +71,28 @@ def require_free(folder: Path, force: bool) -> None:
         raise OutputExists(
             f"{folder} holds no adapter, so it is not replaced even with --force.", remedy="Choose another folder."
         )
+    if foreign := sorted(path.name for path in _content(folder) if path.name not in own or not path.is_file()):
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise OutputExists(
+            f"{folder} holds {', '.join(foreign[:3])}{more} too, so it is not replaced even with --force.",
+            remedy="Choose another folder, or move them away first.",
+        )
 
 
-def _take_place(stage: Path, folder: Path, old: Path) -> None:
-    """Rename ``stage`` to ``folder``; what was there becomes ``old``, and comes back if that fails."""
-    if not os.path.lexists(folder):
-        stage.rename(folder)
-        return
-    folder.rename(old)
+def _content(folder: Path) -> list[Path]:
+    """Return what is in ``folder`` but for our temporary folders."""
+    return [path for path in folder.iterdir() if not path.name.startswith(STAGE)]
+
+
+def _exchange(stage: Path, folder: Path, old: Path) -> None:
+    """Move what is in ``folder`` to ``old`` and what is in ``stage`` to ``folder``; all comes back if that fails."""
+    old.mkdir()
+    moves = [(path, goal / path.name) for place, goal in ((folder, old), (stage, folder)) for path in _content(place)]
     try:
-        stage.rename(folder)
+        for path, goal in moves:
+            path.rename(goal)
     except BaseException:
-        old.rename(folder)
+        for path, goal in reversed(moves):
+            if os.path.lexists(goal) and not os.path.lexists(path):
+                goal.rename(path)
         raise

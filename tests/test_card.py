@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_merge.card import END, START, code_span, escape, render_card, scrub, update_card
+from hub_merge.card import END, START, code_span, escape, published_card, render_card, scrub, update_card
 from hub_merge.errors import HubMergeError
 from hub_merge.licenses import FREEDOM
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source
@@ -617,6 +617,25 @@ def test_a_licence_of_ours_that_no_longer_holds_is_dropped_and_the_users_own_sta
     assert "license_name" not in metadata(update_card(other, NEW))
     chosen = unknown.replace("library_name: peft", "library_name: peft\nlicense: mit")
     assert metadata(update_card(chosen, unknown))["license"] == "mit"
+
+
+def test_what_was_written_on_the_hub_stays_around_an_untouched_card() -> None:
+    published = NEW.replace("library_name: peft", "library_name: peft\nlanguage: en") + "\nTheir notes.\n"
+    newer = render_card(replace(RECORD, base_license="mit"), repo_id="me/composite")
+
+    card = published_card(published, newer)
+    assert card.endswith(f"{END}\n\nTheir notes.\n") and metadata(card)["language"] == "en"
+    assert body(newer).strip() in card
+    assert published_card(card, newer) == card
+
+
+def test_what_was_written_around_the_local_card_is_published() -> None:
+    published = NEW.replace("library_name: peft", "library_name: peft\nlanguage: en") + "\nOld notes.\n"
+    local = NEW + "\nNew notes.\n"
+
+    card = published_card(published, local)
+    assert body(card) == body(local) and metadata(card)["language"] == "en"
+    assert published_card(card, local) == card
 
 
 @pytest.mark.parametrize("front", ["a: [", "- just\n- a list", "a: 1\n a: 2"])

@@ -170,6 +170,14 @@ def test_a_table_is_cut_to_the_terminal_but_never_its_numbers(
     assert said.err == "Hint: add --no-truncate or --json to see the values in full\n"
 
 
+@pytest.mark.parametrize(
+    ("number", "shown"), [(1234.5, "1,234"), (1e30, "1e+30"), (-2e9, "-2e+09"), (0.12345, "0.123")]
+)
+def test_numbers_are_short(capsys: pytest.CaptureFixture[str], number: float, shown: str) -> None:
+    Output("human").table([{"n": number}], ["n"])
+    assert capsys.readouterr().out.splitlines()[1].strip() == shown
+
+
 def test_no_truncate_shows_cells_in_full(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     Output("human", truncate=False).table(ROWS, ["name", "long_text", "count"])
@@ -248,7 +256,7 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_would_be_right(run: Run,
 
 REFUSALS = {
     "a folder that is not there": (["check", "./none"], "./none: There is no such folder.", "Check the path"),
-    "a folder without an adapter": (["inspect", "."], "holds no adapter_config.json", "foreign, math, medicine"),
+    "a folder without an adapter": (["inspect", "."], "holds no adapter_config.json", "foreign, link, math, medicine"),
     "no reference at all": (["inspect", "gpt2"], "'gpt2' is not a repository of the Hub.", "Write owner/name"),
     "an unknown method": (["merge", "./math", "--method", "legoo", "-o", "o"], "no merge method", "Did you mean lego?"),
     "a method that is explained": (["methods", "summ"], "There is no merge method 'summ'.", "Did you mean sum?"),
@@ -268,12 +276,37 @@ REFUSALS = {
         "holds no adapter",
         "another folder",
     ),
+    "an output that is a source": (
+        ["merge", "./math", "./medicine", "-o", "math", "--force"],
+        "math is the folder of math, which goes into the merge",
+        "another folder",
+    ),
+    "an output that links to a source": (
+        ["merge", "./math", "./medicine", "-o", "link", "--force"],
+        "link is the folder of math, which goes into the merge",
+        "another folder",
+    ),
+    "an output with something else beside the adapter": (
+        ["merge", "./math", "-o", "medicine", "--force"],
+        "medicine holds checkpoint-7 too",
+        "another folder",
+    ),
+    "numbers that do not fit the dtype": (
+        ["merge", "./math", "--weights", "1e30", "--dtype", "float16", "-o", "o"],
+        "would hold NaN or infinity in float16",
+        "float32 or bfloat16",
+    ),
     "an output below a file": (["merge", "./math", "-o", "file/out"], "/file: File exists.", "Check the path"),
     "a recipe that is no YAML": (["merge", "bad.yaml", "-o", "o"], "bad.yaml: The recipe is not valid YAML", "Mend"),
     "a recipe with a typo": (
         ["merge", "typo.yaml", "-o", "o"],
         "typo.yaml: The recipe has unknown fields: seeds.",
         "seed",
+    ),
+    "a recipe whose adapter is elsewhere": (
+        ["merge", "full/local.yaml", "-o", "o"],
+        "full/math: There is no such folder.",
+        "beside it",
     ),
     "a recipe that is no text": (["merge", "binary.yaml", "-o", "o"], "binary.yaml: it is not text in UTF-8.", "UTF-8"),
     "a composite without a record": (["verify", "./math"], "math has no hub_merge.json", "Merge again"),
@@ -286,11 +319,14 @@ REFUSALS = {
 def test_a_refusal_ends_with_1_and_says_what_to_do(run: Run, adapters: Path, case: str) -> None:
     (adapters / "full").mkdir()
     (adapters / "full" / "thesis.txt").write_text("precious", encoding="utf-8")
+    (adapters / "full" / "local.yaml").write_text("models: [./math]\n", encoding="utf-8")
     (adapters / "file").write_text("", encoding="utf-8")
+    (adapters / "link").symlink_to(adapters / "math")
+    (adapters / "medicine" / "checkpoint-7").mkdir()
     (adapters / "bad.yaml").write_text("models: [a\n", encoding="utf-8")
     (adapters / "typo.yaml").write_text("models: [./math]\nseeds: 3\n", encoding="utf-8")
     (adapters / "binary.yaml").write_bytes(b"\xff\xfe\x00\x9f")
-    before = sorted(path.name for path in adapters.iterdir())
+    before = sorted(adapters.rglob("*"))
     words, problem, remedy = REFUSALS[case]
     done = run(*words)
     assert (done.code, done.out) == (1, "")
@@ -298,7 +334,26 @@ def test_a_refusal_ends_with_1_and_says_what_to_do(run: Run, adapters: Path, cas
     assert problem in " ".join(done.err.split())
     assert remedy in done.lines("Try: ")[0]
     assert "Traceback" not in done.err
-    assert sorted(path.name for path in adapters.iterdir()) == before
+    assert sorted(adapters.rglob("*")) == before
+    assert not (adapters / "math" / "hub_merge.json").exists()
+
+
+def test_force_replaces_a_composite_and_keeps_the_words_around_its_card(run: Run, adapters: Path) -> None:
+    assert run("merge", "./math", "-o", "out", "-q").code == 0
+    card = adapters / "out" / "README.md"
+    card.write_text(f"{card.read_text(encoding='utf-8')}\nMy words.\n", encoding="utf-8")
+    assert run("merge", "./math", "./medicine", "-o", "out", "--force", "-q").code == 0
+    text = card.read_text(encoding="utf-8")
+    assert text.endswith("\nMy words.\n") and "medicine" in text
+
+
+def test_a_home_in_the_output_is_followed_where_the_shell_did_not(
+    run: Run, adapters: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(adapters / "home"))
+    assert run("merge", "./math", "--output=~/out", "-q").code == 0
+    assert (adapters / "home" / "out" / "hub_merge.json").is_file()
+    assert not (adapters / "~").exists()
 
 
 def test_adapters_that_do_not_fit_are_refused_with_every_problem_on_a_line(run: Run, adapters: Path) -> None:
@@ -314,6 +369,17 @@ def test_adapters_that_do_not_fit_are_refused_with_every_problem_on_a_line(run: 
     assert told.code == 1
     assert told.out.count("✗ [") == 3
     assert told.out.endswith("✗ No merge as it is: 3 problems.\n")
+
+
+def test_what_is_advised_can_be_run_as_it_stands(run: Run, adapters: Path) -> None:
+    advised = run("advise", "./math", "./medicine", "--max-rank", "2", "--json")
+    assert advised.code == 0
+    command = advised.json["command"]  # type: ignore[index,call-overload]
+    assert advised.lines("Hint: ") == [f"Hint: {command}"]
+    assert run(*shlex.split(command)[1:], "-q") == Done(0, "composite\n", "")
+    assert "2508.11985" in run("advise", "./math", "./medicine").out
+    assert run("advise", "./math", "-q").out == "svd\n"
+    assert run("advise", "./math", "./foreign").code == 1
 
 
 def test_a_single_adapter_may_be_merged_and_scored(run: Run, adapters: Path) -> None:

@@ -126,6 +126,13 @@ def test_another_task_blocks_until_it_is_allowed() -> None:
     assert allowed.compatible and "accepted by the user" in only(allowed, "task_differs").seen
 
 
+def test_a_code_that_accepts_nothing_is_told_beside_those_that_would() -> None:
+    result = check([lora("a", 0), lora("b", 1, task_type="SEQ_CLS")], allow=["task_difers"])
+    assert codes(result, "problem") == ["task_differs"]
+    found = only(result, "allow_unused")
+    assert (found.severity, found.expected) == ("caution", "task_differs") and "task_difers" in found.seen
+
+
 def test_one_id_for_two_tokens_blocks_and_one_meaning_does_not() -> None:
     tokens = lambda token: MappingProxyType({50257: token, 50258: "<end>"})
     same = check([lora("a", 0, added_tokens=tokens("<go>")), lora("b", 1, added_tokens=tokens("<go>"))])
@@ -223,6 +230,15 @@ def test_an_adapter_that_drowns_the_other_is_a_caution(factor: float, told: bool
     part = second.factors(Q)
     second = adapter_of("b", {Q: LoraFactors(part.A, part.B, part.scaling * factor)}, base_model=BASE)
     assert ("norms_differ" in codes(check([first, second]), "caution")) is told
+
+
+def test_one_adapter_under_two_names_is_a_caution() -> None:
+    twin, turned = lora("copy", 0), lora("turned", 0)
+    part = turned.factors(Q)
+    turned = adapter_of("turned", {Q: LoraFactors(-part.A, part.B, part.scaling)}, base_model=BASE)
+    result = check([lora("a", 0), twin, turned, lora("b", 1)])
+    assert result.compatible and codes(result, "caution") == ["same_adapter"]
+    assert only(result, "same_adapter").adapter == "copy" and "as a" in only(result, "same_adapter").seen
 
 
 def test_without_values_norms_are_unknown_and_nothing_is_read() -> None:

@@ -23,8 +23,8 @@ SHAPE, RANK, LAYERS = (2304, 768), 16, 12
 """GPT-2's attention: large enough that a header is a small part of the file."""
 BASE = "openai-community/gpt2"
 MATH, MEDICINE, RESULT = "alice/math-lora", "bob/gpt2-medicine", "alice/gpt2-math-medicine"
-CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "hub_merge.json"
-PUBLISHED = {"README.md", CONFIG, WEIGHTS, RECORD, "recipe.yaml"}
+CARD, CONFIG, WEIGHTS, RECORD = "README.md", "adapter_config.json", "adapter_model.safetensors", "hub_merge.json"
+PUBLISHED = {CARD, CONFIG, WEIGHTS, RECORD, "recipe.yaml"}
 MODULE = "transformer.h.3.attn.c_attn"
 
 Tensors = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
@@ -211,8 +211,17 @@ def test_a_push_makes_one_commit_that_equals_the_folder_byte_for_byte(journey: J
     assert commits[1].title == "initial commit"
     assert said["commit"] == commits[0].oid
     assert set(commits[0].files) == PUBLISHED | {".gitattributes"}
-    for name in PUBLISHED:
+    for name in PUBLISHED - {CARD}:
         assert journey.hub.file(RESULT, name, said["commit"]) == (journey.folder / name).read_bytes()
+
+
+def test_the_published_card_is_that_of_the_folder_but_names_the_repository(journey: Journey) -> None:
+    published = journey.hub.file(RESULT, CARD, journey.said["push"]["commit"]).decode()
+    local = (journey.folder / CARD).read_text(encoding="utf-8")
+    assert RESULT not in local and "path/to/this/adapter" not in published
+    assert published.count(f'"{RESULT}"') == 1
+    unnamed = set(local.splitlines()) - set(published.splitlines())
+    assert len(unnamed) == 3  # the title, the line that loads it, and the one that serves it
 
 
 def test_an_identical_push_makes_no_commit(journey: Journey) -> None:
@@ -221,6 +230,18 @@ def test_an_identical_push_makes_no_commit(journey: Journey) -> None:
     assert {entry["action"] for entry in said["files"]} == {"unchanged"}
     assert said["commit"] == journey.said["push"]["commit"]
     assert not [r for r in journey.requests["push again"] if "/commit/" in r.path]
+
+
+def test_what_was_written_into_the_card_on_the_hub_survives_the_next_push(journey: Journey) -> None:
+    with_notes = (
+        journey.hub.file(RESULT, CARD).decode().replace("library_name: peft", "library_name: peft\nlanguage: en")
+    )
+    journey.hub.push(RESULT, {CARD: f"{with_notes}\n## My notes\n".encode()}, title="Write notes")
+    said = run_json(journey.hub, journey.home, "push", "composite", RESULT, user="alice")
+    now = journey.hub.file(RESULT, CARD).decode()
+    assert now.endswith("<!-- hub-merge:end -->\n\n## My notes\n") and "\nlanguage: en\n" in now
+    again = run_json(journey.hub, journey.home, "push", "composite", RESULT, user="alice")
+    assert (again["changed"], again["commit"]) == (False, said["commit"])
 
 
 def test_the_composite_can_be_pulled_back_by_the_hubs_own_command_line(journey: Journey, tmp_path: Path) -> None:
@@ -236,7 +257,7 @@ def test_the_composite_can_be_pulled_back_by_the_hubs_own_command_line(journey: 
     env = environment(journey.hub, tmp_path, None)
     revision = ["--revision", journey.said["push"]["commit"]]
     subprocess.run([*command, *revision], env=env, check=True, capture_output=True, timeout=120)
-    for name in PUBLISHED:
+    for name in PUBLISHED - {CARD}:
         assert (tmp_path / "back" / name).read_bytes() == (journey.folder / name).read_bytes()
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from hub_merge.adapter import Adapter, LoraFactors, Origin
-from hub_merge.errors import AdapterError, AdapterFormatError, UnsupportedAdapter
+from hub_merge.errors import AdapterError, AdapterFormatError, ProofFailed, UnsupportedAdapter
 from hub_merge.findings import Finding
 from hub_merge.formats.peft import (
     Scalings,
@@ -759,6 +759,16 @@ def test_a_narrow_file_holds_each_number_rounded_once(dtype: str, tmp_path: Path
     wanted = torch.from_numpy(part.A).to(getattr(torch, dtype)).to(torch.float64).numpy()
     assert A.dtype.name == dtype
     assert np.array_equal(A.astype(np.float64), wanted)
+
+
+@pytest.mark.filterwarnings("error")
+def test_numbers_that_do_not_fit_the_dtype_are_told_and_not_written_as_infinity(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    part = random_factors(rng, (6, 5), 2)
+    adapter = adapter_of("it", {"h.m": LoraFactors(part.A, part.B, 1e30)})
+    with pytest.raises(ProofFailed, match=r"h\.m would hold NaN or infinity in float16"):
+        write_portable(adapter, tmp_path, base_model=None, dtype="float16", rank=2, progress=lambda name: None)
 
 
 def test_an_adapter_lacking_a_module_gives_rank_zero_factors_of_the_shape_asked_for(rng: np.random.Generator) -> None:

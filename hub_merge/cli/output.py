@@ -27,7 +27,7 @@ OutputMode = Literal["auto", "human", "agent", "json", "quiet"]
 Formats = Mapping[str, Callable[[Any], str]]
 """How people see the values of a column, where that differs from the plain value."""
 
-COMMANDS = ("search", "inspect", "check", "score", "merge", "verify", "card", "push", "methods")
+COMMANDS = ("search", "inspect", "check", "score", "advise", "merge", "verify", "card", "push", "methods")
 OWN_COMMAND = re.compile(rf"\bhub-merge(?= (?:{'|'.join(COMMANDS)})\b)")
 
 NARROWEST = 8
@@ -35,6 +35,8 @@ NARROWEST = 8
 WITHOUT_TERMINAL = (100, 24)
 UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of characters that steer a terminal instead of showing something."""
+MOST_WRITTEN_OUT = 1e9
+"""From here on people see a number as a power of ten."""
 SHORTEST_SECRET = 8
 
 
@@ -235,7 +237,7 @@ def _human(value: Any, show: Callable[[Any], str] | None = None) -> str:
         case bool():
             return "yes" if value else "no"
         case float():
-            return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+            return f"{value:,.0f}" if 1000 <= abs(value) < MOST_WRITTEN_OUT else f"{value:.3g}"
         case list() | tuple():
             return ", ".join(_human(entry) for entry in value) or "-"
     return printable(str(value))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hub_merge.adapter import Adapter, LoraFactors, ModuleKind
+from hub_merge.errors import ProofFailed
 from hub_merge.formats.peft.files import CONFIG_FILE, WEIGHTS_FILE
 from hub_merge.formats.tensors import dtype_named, safetensors_writer
 
@@ -32,6 +33,9 @@ def write_portable(
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         rank: The one rank of the file, at least that of every module.
         progress: Called with each module's name when it is written.
+
+    Raises:
+        ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
     """
     config = _portable_config(adapter, base_model, rank)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -45,6 +49,11 @@ def write_portable(
         for module, spec in adapter.modules.items():
             a_key, b_key = _factor_keys(module, spec.kind)
             A, B = _padded(adapter.factors(module), rank, dtype)
+            if not (np.isfinite(A).all() and np.isfinite(B).all()):
+                raise ProofFailed(
+                    f"{module} would hold NaN or infinity in {dtype}.",
+                    remedy="Try --dtype float32 or bfloat16, or smaller weights.",
+                )
             writer.write(a_key, A)
             writer.write(b_key, B)
             progress(module)
@@ -60,9 +69,10 @@ def _padded(factors: LoraFactors, rank: int, dtype: str) -> tuple[np.ndarray[Any
     out_features, in_features = factors.shape
     A = np.zeros((rank, in_features), dtype_named(dtype))
     B = np.zeros((out_features, rank), dtype_named(dtype))
-    A[: factors.rank] = factors.A.astype(A.dtype, copy=False)
     scaled = factors.B if factors.scaling == 1.0 else factors.scaling * factors.B.astype(np.float64)
-    B[:, : factors.rank] = scaled.astype(B.dtype, copy=False)
+    with np.errstate(over="ignore"):  # the caller looks for infinity
+        A[: factors.rank] = factors.A.astype(A.dtype, copy=False)
+        B[:, : factors.rank] = scaled.astype(B.dtype, copy=False)
     return A, B
 
 
