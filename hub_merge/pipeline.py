@@ -23,6 +23,7 @@ from hub_merge.errors import (
     MergeError,
     OutputExists,
     ProofFailed,
+    PublishError,
     RecipeError,
 )
 from hub_merge.findings import Finding, Report
@@ -113,7 +114,7 @@ def merge(
     compatibility = check(named, base=base, allow=allow, canonical=canonical)
     if not compatibility.compatible:
         raise IncompatibleAdapters(compatibility.report)
-    compatibility = _with_method_cautions(compatibility, chosen, numbers, settings)
+    compatibility = _with_cautions(compatibility, chosen, numbers, settings, rank)
     return compose(
         named,
         numbers,
@@ -127,16 +128,24 @@ def merge(
     )
 
 
-def _with_method_cautions(
-    compatibility: Compatibility, method: Method, weights: Sequence[Weight], options: Mapping[str, Any]
+def _with_cautions(
+    compatibility: Compatibility,
+    method: Method,
+    weights: Sequence[Weight],
+    options: Mapping[str, Any],
+    rank: int | None,
 ) -> Compatibility:
-    if method.cautions is None:
-        return compatibility
+    """Add what is to be told about the method's choices."""
     numbers = [
         number for weight in weights for number in (weight.values() if isinstance(weight, Mapping) else [weight])
     ]
-    told = [Finding("caution", "method", "", method.name, text, "", "") for text in method.cautions(numbers, options)]
-    return replace(compatibility, report=Report((*compatibility.report.findings, *told)))
+    told = list(method.cautions(numbers, options)) if method.cautions else []
+    if rank is not None and rank > compatibility.total_rank:
+        told.append(
+            f"rank {rank} is more than the adapters have together; the composite has {compatibility.total_rank}"
+        )
+    cautions = [Finding("caution", "method", "", method.name, text, "", "") for text in told]
+    return replace(compatibility, report=Report((*compatibility.report.findings, *cautions)))
 
 
 def _checked_weights(adapters: Sequence[Adapter], weights: Sequence[Weight] | None) -> list[Weight]:
@@ -157,13 +166,21 @@ def _require_choices(rank: int | None, dtype: str | None, seed: int) -> None:
         raise MergeError(f"Seed {seed} is negative.", remedy="Give a whole number from 0.")
 
 
-def run(recipe: Recipe, *, hub: Hub, folder: Path = Path(), progress: Progress = _silent) -> Composite:
+def run(
+    recipe: Recipe,
+    *,
+    hub: Hub,
+    folder: Path = Path(),
+    parents: Sequence[str | Path] = (),
+    progress: Progress = _silent,
+) -> Composite:
     """Return the composite that ``recipe`` describes.
 
     Args:
         recipe: What to merge.
         hub: Client to pull adapters with.
         folder: Folder that relative paths of the recipe start from.
+        parents: Folders that stand for the local adapters of the same names, wherever they are now.
         progress: Told of each adapter that was opened.
 
     Raises:
@@ -171,14 +188,33 @@ def run(recipe: Recipe, *, hub: Hub, folder: Path = Path(), progress: Progress =
     """
     get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
     _require_choices(recipe.rank, recipe.dtype, recipe.seed)
-    references = [folder / source.model if source.model.startswith(".") else source.model for source in recipe.models]
-    if folder != Path() and (absent := [path for path in references if isinstance(path, Path) and not path.is_dir()]):
+    adapters = _open_all(_references(recipe, folder, parents), hub, progress)
+    return _carry_out(recipe, adapters, canonical=follow_renames(hub))
+
+
+def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> list[str | Path]:
+    """Return where each adapter of the recipe is: on the Hub, among ``parents`` by name, or below ``folder``."""
+    given = {Path(parent).name: Path(parent) for parent in parents}
+    local = {source.model: Path(source.model).name for source in recipe.models if source.model.startswith(".")}
+    if strange := given.keys() - local.values():
+        raise RecipeError(
+            f"The recipe has no local adapter called {min(strange)}.",
+            remedy=f"Its local adapters: {', '.join(local.values()) or 'none'}.",
+        )
+    places = {model: given.get(name, folder / model) for model, name in local.items()}
+    if folder != Path() and (absent := [path for path in places.values() if not path.is_dir()]):
         raise AdapterNotFound(
             f"{absent[0]}: There is no such folder.",
-            remedy="The folders of a recipe are looked for beside it: put it there, or name another in the recipe.",
+            remedy=f"Put it there, or name where it is: hub-merge merge RECIPE.yaml PATH/TO/{absent[0].name} -o FOLDER",
         )
+    return [places.get(source.model, source.model) for source in recipe.models]
+
+
+def _carry_out(
+    recipe: Recipe, adapters: Sequence[Adapter], canonical: Callable[[str], str | None] | None = None
+) -> Composite:
     return merge(
-        _open_all(references, hub, progress),
+        adapters,
         recipe.merge_method,
         weights=[source.weight for source in recipe.models],
         rank=recipe.rank,
@@ -186,7 +222,7 @@ def run(recipe: Recipe, *, hub: Hub, folder: Path = Path(), progress: Progress =
         dtype=recipe.dtype,
         base=recipe.base_model,
         allow=recipe.allow,
-        canonical=follow_renames(hub),
+        canonical=canonical,
         **recipe.options,
     )
 
@@ -331,19 +367,7 @@ def verify(
     record = read_record(folder)
     require_files(written, record.output["files"], str(reference))
     local = [open_adapter(Path(parent), hub=hub) for parent in parents]
-    opened = [reopen(parent, local, hub) for parent in record.parents]
-    recipe = record.recipe
-    asked = merge(
-        opened,
-        recipe.merge_method,
-        weights=[source.weight for source in recipe.models],
-        rank=recipe.rank,
-        seed=recipe.seed,
-        dtype=recipe.dtype,
-        base=recipe.base_model,
-        allow=recipe.allow,
-        **recipe.options,
-    )
+    asked = _carry_out(record.recipe, [reopen(parent, local, hub) for parent in record.parents])
     return prove(folder, written, asked, _counter("prove", len(asked.modules), progress))
 
 
@@ -399,6 +423,7 @@ def merge_to_folder(
     *,
     hub: Hub,
     sources_from: Path = Path(),
+    parents: Sequence[str | Path] = (),
     force: bool = False,
     picture: bool = False,
     progress: Progress = _silent,
@@ -406,7 +431,7 @@ def merge_to_folder(
     """Carry out ``recipe``, write the composite to ``output`` and return its record; see ``run`` and ``save``."""
     output = output.expanduser()
     require_free(output, force, PUBLISHED_FILES)
-    composite = run(recipe, hub=hub, folder=sources_from, progress=progress)
+    composite = run(recipe, hub=hub, folder=sources_from, parents=parents, progress=progress)
     save(
         composite,
         output,
@@ -476,6 +501,11 @@ def push_folder(
         PublishError: The Hub refused, or the repository changed meanwhile.
     """
     record = read_record(folder)
+    if not create_pr and repo_id.lower() in {parent.repo_id.lower() for parent in record.parents if parent.repo_id}:
+        raise PublishError(
+            f"{repo_id} is a parent of this composite; publishing there would replace it.",
+            remedy="Choose another repository, or open a pull request with --create-pr.",
+        )
     if private is None and not all(_is_open(parent, hub) for parent in record.parents):
         private = True
     return publish_folder(

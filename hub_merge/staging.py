@@ -13,8 +13,8 @@ from hub_merge.errors import OutputExists
 
 __all__ = ["require_free", "staged"]
 
-OWN_FILE = "adapter_config.json"
-"""A folder without it holds no adapter and is never replaced."""
+OWN_FILE = "hub_merge.json"
+"""A folder without it was not written by this package and is never replaced."""
 STAGE = ".hub-merge."
 """How the names of our temporary folders begin."""
 
@@ -28,7 +28,7 @@ def staged(folder: Path, force: bool, own: Collection[str]) -> Iterator[Path]:
 
     Args:
         folder: Where the content goes.
-        force: Replace an adapter that is there.
+        force: Replace a composite that is there.
         own: Names of the files that may be replaced.
 
     Raises:
@@ -59,7 +59,7 @@ def staged(folder: Path, force: bool, own: Collection[str]) -> Iterator[Path]:
 def require_free(folder: Path, force: bool, own: Collection[str]) -> None:
     """Raise ``OutputExists`` unless ``folder`` may be created, or replaced because that was asked for.
 
-    What is to be replaced has to be an adapter with nothing beside it but files named in ``own``.
+    What is to be replaced has to be a composite with nothing beside it but files named in ``own``.
     """
     if not os.path.lexists(folder) or (folder.is_dir() and not _content(folder)):
         return
@@ -69,7 +69,8 @@ def require_free(folder: Path, force: bool, own: Collection[str]) -> None:
         )
     if not (folder / OWN_FILE).is_file():
         raise OutputExists(
-            f"{folder} holds no adapter, so it is not replaced even with --force.", remedy="Choose another folder."
+            f"{folder} holds no composite of hub-merge, so it is not replaced even with --force.",
+            remedy="Choose another folder.",
         )
     if foreign := sorted(path.name for path in _content(folder) if path.name not in own or not path.is_file()):
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""

@@ -218,7 +218,7 @@ USAGE = {
     "no command word that is near": (["zzz"], "Commands: search, inspect, check,"),
     "an option with a typo": (["methods", "--jsn"], "--json"),
     "an option before the command": (["--json", "methods"], "write it after one of search,"),
-    "no adapters to merge": (["merge", "-o", "out"], "Missing argument 'ADAPTER... | RECIPE.yaml'."),
+    "no adapters to merge": (["merge", "-o", "out"], "Missing argument 'ADAPTER... | RECIPE.yaml [FOLDER]...'."),
     "no adapters to check": (["check"], "Missing argument 'ADAPTER...'."),
     "no output": (["merge", "./math"], "Missing option '-o' / '--output'."),
     "one adapter twice": (["merge", "./math", "./math", "-o", "out"], "./math is named twice: name it once, with a"),
@@ -232,7 +232,7 @@ USAGE = {
     "a rank of nothing": (["merge", "./math", "--rank", "0", "-o", "out"], "0 is not in the range x>=1"),
     "a dtype that cannot be written": (["merge", "./math", "--dtype", "int8", "-o", "out"], "'int8' is not one of"),
     "no recipe": (["merge", "none.yaml", "-o", "out"], "There is no recipe none.yaml."),
-    "a recipe among adapters": (["merge", "r.yaml", "./math", "-o", "out"], "give the recipe alone, or adapters only"),
+    "a recipe behind adapters": (["merge", "./math", "r.yaml", "-o", "out"], "Name one recipe, first"),
     "a recipe with options": (
         ["merge", "r.yaml", "--weights", "1", "--option", "a=b", "--seed", "0", "-o", "out"],
         "leave out --weights, --option, --seed, or edit the recipe",
@@ -271,24 +271,19 @@ REFUSALS = {
         "int from 1 to 1000",
     ),
     "an output that is there": (["merge", "./math", "-o", "medicine"], "medicine exists already.", "--force"),
-    "an output that is no adapter": (
+    "an output that is no composite": (
         ["merge", "./math", "-o", "full", "--force"],
-        "holds no adapter",
+        "holds no composite",
         "another folder",
     ),
     "an output that is a source": (
         ["merge", "./math", "./medicine", "-o", "math", "--force"],
-        "math is the folder of math, which goes into the merge",
+        "math holds no composite of hub-merge",
         "another folder",
     ),
     "an output that links to a source": (
         ["merge", "./math", "./medicine", "-o", "link", "--force"],
-        "link is the folder of math, which goes into the merge",
-        "another folder",
-    ),
-    "an output with something else beside the adapter": (
-        ["merge", "./math", "-o", "medicine", "--force"],
-        "medicine holds checkpoint-7 too",
+        "link holds no composite of hub-merge",
         "another folder",
     ),
     "numbers that do not fit the dtype": (
@@ -306,7 +301,12 @@ REFUSALS = {
     "a recipe whose adapter is elsewhere": (
         ["merge", "full/local.yaml", "-o", "o"],
         "full/math: There is no such folder.",
-        "beside it",
+        "hub-merge merge RECIPE.yaml PATH/TO/math -o FOLDER",
+    ),
+    "a folder that no recipe asks for": (
+        ["merge", "full/local.yaml", "./medicine", "-o", "o"],
+        "The recipe has no local adapter called medicine.",
+        "Its local adapters: math.",
     ),
     "a recipe that is no text": (["merge", "binary.yaml", "-o", "o"], "binary.yaml: it is not text in UTF-8.", "UTF-8"),
     "a composite without a record": (["verify", "./math"], "math has no hub_merge.json", "Merge again"),

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file as load_torch
 
-from hub_merge.adapter import Adapter, LoraFactors
+from hub_merge.adapter import Adapter, LoraFactors, Origin
 from hub_merge.composite import Composite
 from hub_merge.errors import (
     AdapterNotFound,
@@ -25,12 +26,22 @@ from hub_merge.errors import (
     MergeError,
     OutputExists,
     ProofFailed,
+    PublishError,
     RecipeError,
     UnknownMethod,
 )
 from hub_merge.hub import Hub
 from hub_merge.methods import merge_method, registry
-from hub_merge.pipeline import card_of, check_references, merge, merge_to_folder, save, score_references, verify
+from hub_merge.pipeline import (
+    card_of,
+    check_references,
+    merge,
+    merge_to_folder,
+    push_folder,
+    save,
+    score_references,
+    verify,
+)
 from hub_merge.provenance import read_record
 from hub_merge.recipe import Recipe, Source
 from tests.helpers import Dense, adapter_of, dense_sum, random_factors, relative_error, write_adapter
@@ -486,7 +497,7 @@ def test_an_output_that_exists_is_refused_and_force_replaces_an_adapter_only(
     assert len(read_record(tmp_path / "out").parents) == 2
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1").write_text("years of work")
-    with pytest.raises(OutputExists, match="holds no adapter"):
+    with pytest.raises(OutputExists, match="holds no composite"):
         composite.save_pretrained(tmp_path / "thesis", force=True)
     assert names(tmp_path / "thesis") == {"chapter1"}
 
@@ -497,10 +508,37 @@ def test_an_output_in_use_is_told_before_any_parent_is_opened(tmp_path: Path, hu
         merge_to_folder(Recipe("sum", (Source("./absent"),)), tmp_path / "out", hub=hub)
 
 
-def test_a_composite_can_replace_its_own_parent(parents: tuple[Path, Path], tmp_path: Path) -> None:
-    wanted = {module: -1.0 * delta for module, delta in dense(parents[0]).items()}
-    merge(opened(parents[0]), weights=[-1]).save_pretrained(parents[0], force=True)
-    assert_deltas(parents[0], wanted)
+def test_a_composite_never_replaces_its_own_parent(parents: tuple[Path, Path], tmp_path: Path) -> None:
+    merge(opened(*parents)).save_pretrained(tmp_path / "first")
+    for parent in (parents[0], tmp_path / "first"):
+        before = {path.name: path.read_bytes() for path in parent.iterdir()}
+        with pytest.raises(OutputExists, match="goes into the merge"):
+            merge(opened(parent), weights=[-1]).save_pretrained(parent, force=True)
+        assert {path.name: path.read_bytes() for path in parent.iterdir()} == before
+
+
+def test_the_recipe_of_a_composite_runs_with_its_local_parents_named_behind_it(
+    parents: tuple[Path, Path], tmp_path: Path, hub: Hub
+) -> None:
+    merge(opened(*parents), weights=[1, -0.5]).save_pretrained(tmp_path / "first" / "out")
+    recipe = Recipe.from_yaml((tmp_path / "first" / "out" / "recipe.yaml").read_text(encoding="utf-8"))
+    with pytest.raises(AdapterNotFound, match="no such folder"):
+        merge_to_folder(recipe, tmp_path / "again", hub=hub, sources_from=tmp_path / "first" / "out")
+    merge_to_folder(recipe, tmp_path / "again", hub=hub, sources_from=tmp_path / "first" / "out", parents=parents)
+    weights = "adapter_model.safetensors"
+    assert (tmp_path / "again" / weights).read_bytes() == (tmp_path / "first" / "out" / weights).read_bytes()
+
+
+def test_a_rank_beyond_what_the_adapters_have_is_told(parents: tuple[Path, Path]) -> None:
+    composite = merge(opened(*parents), rank=1000)
+    assert any("rank 1000 is more than" in found.seen for found in composite.compatibility.report.cautions)
+
+
+def test_a_composite_is_not_pushed_over_its_own_parent(parents: tuple[Path, Path], tmp_path: Path, hub: Hub) -> None:
+    origin = Origin(repo_id="alice/math", commit="0" * 40, folder=parents[0])
+    merge([replace(Adapter.from_pretrained(parents[0]), origin=origin)]).save_pretrained(tmp_path / "out")
+    with pytest.raises(PublishError, match="Alice/math is a parent of this composite.*--create-pr"):
+        push_folder(tmp_path / "out", "Alice/math", hub=hub, force=True)
 
 
 # --- other ways in ----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 from hub_merge.errors import OutputExists
 from hub_merge.staging import require_free, staged
 
-OWN = ("adapter_config.json", "README.md", "a")
+OWN = ("hub_merge.json", "README.md", "a")
 """Names of the files that may be replaced."""
 
 
@@ -21,7 +21,7 @@ class Failure(Exception):
 
 def adapter(folder: Path, content: str = "old") -> Path:
     folder.mkdir(parents=True)
-    (folder / "adapter_config.json").write_text(content)
+    (folder / "hub_merge.json").write_text(content)
     return folder
 
 
@@ -78,17 +78,17 @@ def test_a_folder_in_use_is_refused_before_anything_is_written(tmp_path: Path) -
 def test_force_replaces_an_adapter_as_a_whole(tmp_path: Path) -> None:
     (adapter(tmp_path / "out") / "README.md").write_text("")
     with staged(tmp_path / "out", force=True, own=OWN) as stage:
-        (stage / "adapter_config.json").write_text("new")
-        assert (tmp_path / "out" / "adapter_config.json").read_text() == "old"
-    assert names(tmp_path / "out") == ["adapter_config.json"] and names(tmp_path) == ["out"]
-    assert (tmp_path / "out" / "adapter_config.json").read_text() == "new"
+        (stage / "hub_merge.json").write_text("new")
+        assert (tmp_path / "out" / "hub_merge.json").read_text() == "old"
+    assert names(tmp_path / "out") == ["hub_merge.json"] and names(tmp_path) == ["out"]
+    assert (tmp_path / "out" / "hub_merge.json").read_text() == "new"
 
 
 def test_force_leaves_the_old_adapter_in_place_when_writing_fails(tmp_path: Path) -> None:
     adapter(tmp_path / "out")
     with pytest.raises(Failure), staged(tmp_path / "out", force=True, own=OWN):
         raise Failure
-    assert names(tmp_path) == ["out"] and (tmp_path / "out" / "adapter_config.json").read_text() == "old"
+    assert names(tmp_path) == ["out"] and (tmp_path / "out" / "hub_merge.json").read_text() == "old"
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
@@ -100,16 +100,16 @@ def test_force_brings_the_old_adapter_back_when_the_last_step_fails(
     rename = Path.rename
 
     def failing(path: Path, target: Path) -> Path:
-        if path.parent.name == "new" and path.name == "adapter_config.json":
+        if path.parent.name == "new" and path.name == "hub_merge.json":
             raise error
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", failing)
     with pytest.raises(error), staged(tmp_path / "out", force=True, own=OWN) as stage:
         (stage / "a").write_text("new")
-        (stage / "adapter_config.json").write_text("new")
-    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["README.md", "adapter_config.json"]
-    assert (tmp_path / "out" / "adapter_config.json").read_text() == "old"
+        (stage / "hub_merge.json").write_text("new")
+    assert names(tmp_path) == ["out"] and names(tmp_path / "out") == ["README.md", "hub_merge.json"]
+    assert (tmp_path / "out" / "hub_merge.json").read_text() == "old"
 
 
 def test_force_does_not_replace_what_is_no_adapter(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_force_does_not_replace_what_is_no_adapter(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("1")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("thesis", "file", "dangling"):
-        with pytest.raises(OutputExists, match="no adapter"), staged(tmp_path / name, force=True, own=OWN):
+        with pytest.raises(OutputExists, match="no composite"), staged(tmp_path / name, force=True, own=OWN):
             pytest.fail("the body must not run")
     assert names(tmp_path) == ["dangling", "file", "thesis"] and names(tmp_path / "thesis") == ["chapter1"]
 
@@ -137,19 +137,19 @@ def test_what_somebody_adds_while_we_write_is_not_replaced(tmp_path: Path) -> No
     adapter(tmp_path / "out")
     with pytest.raises(OutputExists, match="notes"), staged(tmp_path / "out", force=True, own=OWN):
         (tmp_path / "out" / "notes").write_text("mine")
-    assert names(tmp_path / "out") == ["adapter_config.json", "notes"]
+    assert names(tmp_path / "out") == ["hub_merge.json", "notes"]
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_a_link_to_a_folder_stays_and_what_it_leads_to_is_filled(tmp_path: Path, force: bool) -> None:
     (tmp_path / "disk").mkdir()
     if force:
-        (tmp_path / "disk" / "adapter_config.json").write_text("old")
+        (tmp_path / "disk" / "hub_merge.json").write_text("old")
     (tmp_path / "out").symlink_to(tmp_path / "disk")
     with staged(tmp_path / "out", force=force, own=OWN) as stage:
-        (stage / "adapter_config.json").write_text("new")
-    assert (tmp_path / "out").is_symlink() and names(tmp_path / "disk") == ["adapter_config.json"]
-    assert (tmp_path / "disk" / "adapter_config.json").read_text() == "new"
+        (stage / "hub_merge.json").write_text("new")
+    assert (tmp_path / "out").is_symlink() and names(tmp_path / "disk") == ["hub_merge.json"]
+    assert (tmp_path / "disk" / "hub_merge.json").read_text() == "new"
 
 
 def test_a_folder_that_stands_is_the_same_folder_afterwards(tmp_path: Path) -> None:
@@ -157,14 +157,14 @@ def test_a_folder_that_stands_is_the_same_folder_afterwards(tmp_path: Path) -> N
     before = adapter(tmp_path / "out").stat().st_ino
     with staged(tmp_path / "out", force=True, own=OWN) as stage:
         assert stage.is_relative_to(tmp_path / "out")
-        (stage / "adapter_config.json").write_text("new")
-    assert (tmp_path / "out").stat().st_ino == before and names(tmp_path / "out") == ["adapter_config.json"]
+        (stage / "hub_merge.json").write_text("new")
+    assert (tmp_path / "out").stat().st_ino == before and names(tmp_path / "out") == ["hub_merge.json"]
 
 
 def test_a_folder_that_somebody_filled_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputExists), staged(tmp_path / "out", force=False, own=OWN):
         adapter(tmp_path / "out", "theirs")
-    assert names(tmp_path) == ["out"] and (tmp_path / "out" / "adapter_config.json").read_text() == "theirs"
+    assert names(tmp_path) == ["out"] and (tmp_path / "out" / "hub_merge.json").read_text() == "theirs"
 
 
 def test_the_folder_has_the_permissions_of_any_other_folder(tmp_path: Path) -> None:

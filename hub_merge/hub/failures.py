@@ -73,7 +73,7 @@ def offline(subject: str) -> HubUnavailable:
     """Return the error for what is not in the cache while the network must not be used."""
     return HubUnavailable(
         f"{subject} is not in the cache, or not all of it, and the network is switched off.",
-        remedy="Unset HF_HUB_OFFLINE and leave out the offline option once, to download it.",
+        remedy="Unset HF_HUB_OFFLINE (local_files_only=False in Python) once, to download it.",
     )
 
 
