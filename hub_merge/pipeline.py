@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
+from hub_merge.advise import Advice, advise
 from hub_merge.card import published_card, render_card, update_card
 from hub_merge.compat import Compatibility, check
 from hub_merge.composite import Composite, compose
@@ -41,6 +42,7 @@ from hub_merge.staging import require_free, staged
 
 __all__ = [
     "PUBLISHED_FILES",
+    "advise_on_references",
     "card_of",
     "check_references",
     "merge",
@@ -405,7 +407,28 @@ def score_references(
     blocking = [found for found in compatibility.report.problems if found.code not in comparable]
     if blocking:
         raise IncompatibleAdapters(Report.of(blocking))
-    return score(adapters, None if weights is None else _checked_weights(adapters, weights))
+    return score(adapters, None if weights is None else _checked_weights(adapters, weights), spectra=True)
+
+
+def advise_on_references(
+    references: Sequence[str],
+    *,
+    hub: Hub,
+    base: str | None = None,
+    allow: Sequence[str] = (),
+    max_rank: int = 64,
+    progress: Progress = _silent,
+) -> Advice:
+    """Return which method, weights and rank the geometry of the adapters of ``references`` suggests, and why.
+
+    Raises:
+        IncompatibleAdapters: They cannot be merged at all.
+    """
+    adapters = unique_names(_open_all(references, hub, progress))
+    compatibility = check(adapters, base=base, allow=allow, canonical=follow_renames(hub))
+    if not compatibility.compatible:
+        raise IncompatibleAdapters(compatibility.report)
+    return advise(adapters, score(adapters), compatibility, max_rank=max_rank)
 
 
 def _open_all(references: Sequence[str | Path], hub: Hub, progress: Progress) -> list[Adapter]:

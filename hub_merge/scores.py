@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -20,8 +20,12 @@ from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.gram import Float64, Stack, inner_products, orthonormal, stack
 from hub_merge.parallel import map_modules
 from hub_merge.recipe import Weight, weight_for
+from hub_merge.spectra import ModuleSpectrum, Spectra, module_spectrum, summary
 
 __all__ = ["ModuleScore", "PairScore", "Scores", "score"]
+
+BLOCK_BYTES = 2**25
+"""Most memory that the rows of all deltas take at once where signs are counted one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,8 @@ class PairScore:
         norm_ratio: Larger norm over smaller, [1, inf); ``None`` where a norm is zero.
         shared_modules: Modules that both adapt with a delta that is not zero.
         modules: Scores by module.
+        exact_sign_conflict: Share of entries of opposite sign among those where neither delta is zero, counted over
+            shared modules, [0, 1]; ``None`` unless asked for.
     """
 
     first: str
@@ -96,6 +102,7 @@ class PairScore:
     norm_ratio: float | None
     shared_modules: int
     modules: Mapping[str, ModuleScore]
+    exact_sign_conflict: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,7 @@ class Scores:
         retention: Share of each adapter's delta that the weighted sum keeps along it,
             ``<sum_j w_j delta_j, delta_i> / ‖delta_i‖²``: its weight when all others are orthogonal to it.
         pairs: One entry a pair, in the order of ``adapters``.
+        spectra: What the singular values show; ``None`` unless asked for.
     """
 
     adapters: tuple[str, ...]
@@ -116,6 +124,7 @@ class Scores:
     rms_cosine: float | None
     retention: tuple[float | None, ...]
     pairs: tuple[PairScore, ...]
+    spectra: Spectra | None = None
 
     def matrix(self) -> list[list[float | None]]:
         """Return the symmetric matrix of RMS cosines, 1 on the diagonal."""
@@ -131,13 +140,31 @@ class Scores:
     def to_dict(self, modules: bool = True) -> dict[str, Any]:
         """Return the scores as plain data; ``modules=False`` leaves out the entries by module."""
         content = asdict(self)
+        content["spectra"] = None if self.spectra is None else self.spectra.to_dict()
         if not modules:
             for pair in content["pairs"]:
                 del pair["modules"]
         return content
 
 
-def score(adapters: Sequence[Adapter], weights: Sequence[Weight] | None = None) -> Scores:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Module:
+    """What one module adds: inner products, scores by pair, and what was asked for beside them."""
+
+    name: str
+    products: Float64
+    pairs: Mapping[tuple[int, int], ModuleScore]
+    spectrum: ModuleSpectrum | None
+    signs: Float64 | None
+
+
+def score(
+    adapters: Sequence[Adapter],
+    weights: Sequence[Weight] | None = None,
+    *,
+    spectra: bool = False,
+    exact_signs: bool = False,
+) -> Scores:
     """Return how much the deltas of ``adapters`` overlap, and what their weighted sum would keep of each.
 
     Everything follows from ``A Aᵀ`` and ``Bᵀ B`` of the stacked factors, formed in float64, one module at a time;
@@ -145,7 +172,9 @@ def score(adapters: Sequence[Adapter], weights: Sequence[Weight] | None = None) 
 
     Args:
         adapters: One or more adapters with different names.
-        weights: Weights of the sum that ``retention`` speaks of, 1.0 by default.
+        weights: Weights of the sum that ``retention`` and ``spectra`` speak of, 1.0 by default.
+        spectra: Whether to look at singular values too.
+        exact_signs: Whether to count conflicts of signs entry by entry, a block of rows at a time; much slower.
     """
     count = len(adapters)
     weights = [1.0] * count if weights is None else weights
@@ -153,15 +182,30 @@ def score(adapters: Sequence[Adapter], weights: Sequence[Weight] | None = None) 
     kept = np.zeros(count)
     by_pair: dict[tuple[int, int], dict[str, ModuleScore]] = {pair: {} for pair in combinations(range(count), 2)}
     names = sorted({module for adapter in adapters for module in adapter.modules})
-    for module, products, found in map_modules(lambda module: _score_module(adapters, module), names):
-        total += products
-        kept += products @ [weight_for(weight, module) for weight in weights]
-        for pair, module_score in found.items():
-            by_pair[pair][module] = module_score
+    signs = np.zeros((2, count, count))
+    found_spectra: list[ModuleSpectrum] = []
+
+    def measure(module: str) -> _Module:
+        return _score_module(adapters, weights, module, spectra, exact_signs)
+
+    for found in map_modules(measure, names):
+        total += found.products
+        kept += found.products @ [weight_for(weight, found.name) for weight in weights]
+        for pair, module_score in found.pairs.items():
+            by_pair[pair][found.name] = module_score
+        if found.spectrum is not None:
+            found_spectra.append(found.spectrum)
+        if found.signs is not None:
+            signs += found.signs
     norms = np.sqrt(np.diag(total))
     pairs = tuple(
-        _score_pair(adapters[i].name, adapters[j].name, float(total[i, j]), float(norms[i]), float(norms[j]), found)
-        for (i, j), found in by_pair.items()
+        replace(
+            _score_pair(
+                adapters[i].name, adapters[j].name, float(total[i, j]), float(norms[i]), float(norms[j]), parts
+            ),
+            exact_sign_conflict=float(signs[0, i, j] / signs[1, i, j]) if signs[1, i, j] else None,
+        )
+        for (i, j), parts in by_pair.items()
     )
     return Scores(
         adapters=tuple(adapter.name for adapter in adapters),
@@ -169,21 +213,51 @@ def score(adapters: Sequence[Adapter], weights: Sequence[Weight] | None = None) 
         rms_cosine=_mean(pair.rms_cosine for pair in pairs),
         retention=tuple(float(kept[i] / total[i, i]) if total[i, i] > 0 else None for i in range(count)),
         pairs=pairs,
+        spectra=summary(found_spectra, count) if spectra else None,
     )
 
 
-def _score_module(adapters: Sequence[Adapter], module: str) -> tuple[str, Float64, dict[tuple[int, int], ModuleScore]]:
+def _score_module(
+    adapters: Sequence[Adapter], weights: Sequence[Weight], module: str, spectra: bool, exact_signs: bool
+) -> _Module:
     present = [i for i, adapter in enumerate(adapters) if module in adapter.modules]
     parts = [adapters[i].factors(module) for i in present]
     stacked = stack(parts)
     local = inner_products(stacked, len(parts))
+    where = np.ix_(present, present)
     products = np.zeros((len(adapters), len(adapters)))
-    products[np.ix_(present, present)] = local
-    found = {
+    products[where] = local
+    pairs = {
         (present[i], present[j]): _score_overlap(stacked, local, i, j, parts)
         for i, j in combinations(range(len(present)), 2)
     }
-    return module, products, found
+    spectrum = None
+    if spectra:
+        spectrum = module_spectrum(stacked, local, [weight_for(weights[i], module) for i in present], present)
+    signs = None
+    if exact_signs:
+        signs = np.zeros((2, len(adapters), len(adapters)))
+        signs[np.ix_([0, 1], present, present)] = _count_signs(stacked, local)
+    return _Module(module, products, pairs, spectrum, signs)
+
+
+def _count_signs(stacked: Stack, products: Float64) -> Float64:
+    """Return how many entries are of opposite sign, and how many of any, for each pair of deltas, ``(2, n, n)``.
+
+    A few rows of every delta are formed at a time. A delta that cancels to rounding counts as zero.
+    """
+    count, columns = len(products), stacked.A.shape[1]
+    pieces = [np.flatnonzero(stacked.owner == i) for i in range(count)]
+    counts = np.zeros((2, count, count))
+    rows = max(1, BLOCK_BYTES // (8 * columns * (count + 1)))
+    for start in range(0, stacked.B.shape[0], rows):
+        B = stacked.B[start : start + rows] * stacked.lengths
+        signs = [np.sign(B[:, own] @ stacked.A[own]).astype(np.int8) for own in pieces]
+        for i, j in combinations(range(count), 2):
+            if products[i, i] > 0 and products[j, j] > 0:
+                both = signs[i] * signs[j]
+                counts[:, i, j] += np.count_nonzero(both < 0), np.count_nonzero(both)
+    return counts
 
 
 def _score_overlap(stacked: Stack, products: Float64, i: int, j: int, parts: Sequence[LoraFactors]) -> ModuleScore:

@@ -17,10 +17,10 @@ errors
 findings
 adapter recipe parallel staging
 gram
-clustering elementwise formats hub bases
+clustering elementwise spectra formats hub bases
 coordinates scores
 methods
-compat licenses
+compat licenses advise
 composite sources
 proof plots card
 provenance publish

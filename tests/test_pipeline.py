@@ -537,7 +537,7 @@ def test_a_rank_beyond_what_the_adapters_have_is_told(parents: tuple[Path, Path]
 def test_a_composite_is_not_pushed_over_its_own_parent(parents: tuple[Path, Path], tmp_path: Path, hub: Hub) -> None:
     origin = Origin(repo_id="alice/math", commit="0" * 40, folder=parents[0])
     merge([replace(Adapter.from_pretrained(parents[0]), origin=origin)]).save_pretrained(tmp_path / "out")
-    with pytest.raises(PublishError, match="Alice/math is a parent of this composite.*--create-pr"):
+    with pytest.raises(PublishError, match=r"Alice/math is a parent of this composite.*--create-pr"):
         push_folder(tmp_path / "out", "Alice/math", hub=hub, force=True)
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hub_merge import scores as scores_module
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.scores import PairScore, Scores, score
+from hub_merge.spectra import Spectra, smallest_rank
 from tests.helpers import adapter_of, dense_sum, in_basis, random_basis, random_factors
 
 SHAPES = {"h.0": (12, 10), "h.1": (9, 14), "h.2": (8, 8)}
@@ -338,3 +340,188 @@ def test_plain_data_of_the_scores_can_leave_the_modules_out(rng: np.random.Gener
     short = scores.to_dict(modules=False)
     assert "modules" not in short["pairs"][0]
     assert short["pairs"][0]["rms_cosine"] == scores.pairs[0].rms_cosine
+
+
+# --- singular values, against dense deltas ----------------------------------------------------------------------------
+
+
+def spectra_of(adapters: Sequence[Adapter], weights: Sequence[float] | None = None) -> Spectra:
+    found = score(adapters, weights, spectra=True).spectra
+    assert found is not None
+    return found
+
+
+def having(adapter: Adapter) -> list[str]:
+    return [module for module in SHAPES if module in adapter.modules]
+
+
+def singular(delta: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return np.linalg.svd(delta, compute_uv=False)
+
+
+def graded(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters with pieces of quickly falling size, as trained ones have."""
+    return [
+        adapter_of(
+            adapter.name,
+            {
+                m: LoraFactors(part.A, part.B * 0.4 ** np.arange(part.rank), part.scaling)
+                for m, part in ((m, adapter.load(m)) for m in adapter.modules)
+            },
+        )
+        for adapter in adapters
+    ]
+
+
+def test_stable_and_effective_rank_are_those_of_the_dense_deltas(rng: np.random.Generator) -> None:
+    adapters = graded(three(rng))
+    for adapter, entry in zip(adapters, spectra_of(adapters).adapters, strict=True):
+        stable, effective = [], []
+        for module in having(adapter):
+            squares = singular(dense(adapter, module)) ** 2
+            shares = squares[squares > 1e-20 * squares[0]] / squares.sum()
+            stable.append(squares.sum() / squares[0])
+            effective.append(np.exp(-(shares * np.log(shares)).sum()))
+        assert entry.stable_rank == pytest.approx(np.mean(stable), rel=1e-10)
+        assert entry.effective_rank == pytest.approx(np.mean(effective), rel=1e-10)
+
+
+def test_ranks_of_equal_and_of_single_directions_are_their_number() -> None:
+    equal = adapter_of("x", {"m": unit((4, 5), {(0, 1): 3.0, (1, 0): -3.0, (2, 4): 3.0})})
+    line = adapter_of("y", {"m": unit((4, 5), {(1, 1): 0.2})})
+    first, second = spectra_of([equal, line]).adapters
+    assert (first.stable_rank, first.effective_rank) == (pytest.approx(3.0), pytest.approx(3.0))
+    assert (second.stable_rank, second.effective_rank) == (pytest.approx(1.0), pytest.approx(1.0))
+
+
+def dense_sar(delta: np.ndarray[Any, Any], merged: np.ndarray[Any, Any]) -> float:
+    U, S, _ = np.linalg.svd(merged)
+    k = int(np.argmax(np.sqrt(np.cumsum(S**2) / (S**2).sum()) > 0.95)) + 1
+    return float(np.linalg.norm(U[:, :k] @ U[:, :k].T @ delta) / np.linalg.norm(delta))
+
+
+@pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [0.7, -0.3, 2.0], [1.0, 0.0, 0.5]])
+def test_subspace_alignment_is_that_of_the_dense_deltas(weights: list[float], rng: np.random.Generator) -> None:
+    adapters = graded(three(rng))
+    merged = {m: sum(w * dense(a, m) for a, w in zip(adapters, weights, strict=True) if m in a.modules) for m in SHAPES}
+    for adapter, entry in zip(adapters, spectra_of(adapters, weights).adapters, strict=True):
+        wanted = np.mean([dense_sar(dense(adapter, m), merged[m]) for m in having(adapter)])
+        assert entry.sar == pytest.approx(wanted, rel=1e-10)
+
+
+def test_the_alignment_of_an_adapter_with_itself_is_below_one(rng: np.random.Generator) -> None:
+    one = adapter_of("x", {"m": unit((4, 4), {(0, 0): 4.0, (1, 1): 1.0})})  # k = 1 keeps 4 / sqrt(17) = 0.97
+    assert spectra_of([one]).adapters[0].sar == pytest.approx(4 / math.sqrt(17))
+
+
+def dense_sti(deltas: Sequence[np.ndarray[Any, Any]], ranks: Sequence[int]) -> float:
+    found = [np.linalg.svd(delta, full_matrices=False) for delta in deltas]
+    U = np.concatenate([u[:, :r] for (u, _, _), r in zip(found, ranks, strict=True)], axis=1)
+    S = np.concatenate([s[:r] for (_, s, _), r in zip(found, ranks, strict=True)])
+    V = np.concatenate([vt[:r] for (_, _, vt), r in zip(found, ranks, strict=True)]).T
+    eye = np.eye(len(S))
+    return float(np.abs((U.T @ U - eye) @ np.diag(S) @ (V.T @ V - eye)).sum())
+
+
+def test_singular_task_interference_is_that_of_the_dense_deltas(rng: np.random.Generator) -> None:
+    adapters = three(rng)
+    by_module = []
+    for module in SHAPES:
+        present = [adapter for adapter in adapters if module in adapter.modules]
+        by_module.append(dense_sti([dense(a, module) for a in present], [a.modules[module].rank for a in present]))
+    assert spectra_of(adapters).sti == pytest.approx(np.mean(by_module), rel=1e-10)
+
+
+def test_interference_is_zero_for_orthogonal_adapters_and_none_for_those_that_share_nothing() -> None:
+    one, two = (adapter_of(name, {"m": unit((4, 4), {place: 2.0})}) for name, place in (("x", (0, 0)), ("y", (1, 1))))
+    assert spectra_of([one, two]).sti == pytest.approx(0.0, abs=1e-14)
+    assert spectra_of([one]).sti is None
+    assert spectra_of([one, adapter_of("z", {"n": unit((4, 4), {(0, 0): 1.0})})]).sti is None
+
+
+def test_the_energy_of_the_weighted_sum_at_every_rank_is_that_of_the_dense_sum(rng: np.random.Generator) -> None:
+    adapters, weights = graded(three(rng)), [0.7, -0.3, 2.0]
+    squares = np.zeros(14)
+    for module in SHAPES:
+        there = [(a, w) for a, w in zip(adapters, weights, strict=True) if module in a.modules]
+        values = singular(sum(w * dense(a, module) for a, w in there))
+        squares[: len(values)] += values**2
+    energy = spectra_of(adapters, weights).energy
+    assert energy == pytest.approx((np.cumsum(squares) / squares.sum())[: len(energy)], rel=1e-10)
+    assert len(energy) == 9
+    assert energy[-1] == 1.0
+    assert energy[smallest_rank(energy, 0.9) - 1] >= 0.9 > energy[smallest_rank(energy, 0.9) - 2]  # type: ignore[operator]
+
+
+def test_spectra_do_not_depend_on_how_a_delta_is_factored(rng: np.random.Generator) -> None:
+    one, two, _ = three(rng)
+    rewritten = adapter_of("a", {m: in_basis(one.load(m), random_basis(rng, 3)) for m in one.modules})
+    before, after = spectra_of([one, two]), spectra_of([rewritten, two])
+    assert after.sti == pytest.approx(before.sti)
+    assert after.energy == pytest.approx(before.energy)
+    assert after.adapters[0].sar == pytest.approx(before.adapters[0].sar)
+
+
+def test_zero_and_cancelling_deltas_have_no_spectrum_rather_than_a_nan(rng: np.random.Generator) -> None:
+    one, *_ = three(rng)
+    untrained = adapter_of("zero", {m: LoraFactors(one.load(m).A, 0 * one.load(m).B) for m in one.modules})
+    found = score([one, untrained], spectra=True)
+    assert_finite(found.to_dict())
+    assert found.spectra is not None
+    assert found.spectra.adapters[1].stable_rank is None
+    assert found.spectra.sti is None
+    negative = adapter_of(
+        "n", {m: LoraFactors(one.load(m).A, -one.load(m).B, one.load(m).scaling) for m in one.modules}
+    )
+    cancelled = spectra_of([one, negative])
+    assert (cancelled.energy, cancelled.adapters[0].sar) == ((), None)
+    assert cancelled.to_dict()["energy"] == []
+    assert smallest_rank(cancelled.energy, 0.99) is None
+
+
+def test_what_is_asked_for_beside_the_scores_only_adds_keys(rng: np.random.Generator) -> None:
+    adapters = three(rng)
+    plain, full = score(adapters), score(adapters, spectra=True, exact_signs=True)
+    assert (plain.spectra, plain.pairs[0].exact_sign_conflict) == (None, None)
+    content = full.to_dict()
+    assert [entry["rank"] for entry in content["spectra"]["energy"]] == [1, 2, 4, 8, 9]
+    content["spectra"] = None
+    for pair in content["pairs"]:
+        pair["exact_sign_conflict"] = None
+    assert content == plain.to_dict()
+
+
+# --- signs, entry by entry --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [1, 1000, 2**25])
+def test_exact_sign_conflict_is_the_dense_count_whatever_the_blocks(
+    budget: int, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores_module, "BLOCK_BYTES", budget)
+    one, two, three_ = three(rng)
+    part = two.load("h.0")
+    sparse = part.B.copy()
+    sparse[::3] = 0.0  # entries that are zero do not count
+    adapters = [one, adapter_of("b", {**{m: two.load(m) for m in SHAPES}, "h.0": LoraFactors(part.A, -sparse)}), three_]
+    for pair in score(adapters, exact_signs=True).pairs:
+        i, j = (next(a for a in adapters if a.name == name) for name in (pair.first, pair.second))
+        products = [dense(i, m) * dense(j, m) for m in having(i) if m in j.modules]
+        opposite = sum(int((product < 0).sum()) for product in products)
+        assert pair.exact_sign_conflict == opposite / sum(int((product != 0).sum()) for product in products)
+
+
+def test_the_estimate_of_the_sign_conflict_is_near_the_count() -> None:
+    rng = np.random.default_rng(7)
+    start = random_factors(rng, (200, 180), 24)
+    other = random_factors(rng, (200, 180), 24)
+    both = LoraFactors(np.concatenate([start.A, other.A]), np.concatenate([start.B, other.B], axis=1))
+    pair = score([adapter_of("x", {"m": start}), adapter_of("y", {"m": both})], exact_signs=True).pairs[0]
+    assert pair.exact_sign_conflict == pytest.approx(pair.sign_conflict, abs=0.02)
+    assert pair.global_cosine == pytest.approx(math.sqrt(0.5), abs=0.05)
+
+
+def test_a_delta_of_zero_has_no_exact_sign_conflict(rng: np.random.Generator) -> None:
+    one, *_ = three(rng)
+    untrained = adapter_of("zero", {m: LoraFactors(one.load(m).A, 0 * one.load(m).B) for m in one.modules})
+    assert score([one, untrained], exact_signs=True).pairs[0].exact_sign_conflict is None

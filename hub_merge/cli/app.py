@@ -201,6 +201,44 @@ def score(
     print_scores(out, scores, modules=modules)
 
 
+@cli.command(
+    examples=["advise ./math ./medicine ./finance", "advise someone/math-lora other/medicine-lora --max-rank 16 --json"]
+)
+@adapters_argument
+@click.option(
+    "--max-rank",
+    metavar="N",
+    type=click.IntRange(1),
+    default=64,
+    show_default=True,
+    help="Largest rank the composite may have, such as your server's limit.",
+)
+@base_option
+@allow_option
+@token_option
+@output_options
+def advise(
+    out: Output,
+    adapters: tuple[str, ...],
+    max_rank: int,
+    base: str | None,
+    allow: tuple[str, ...],
+    token: str | None,
+) -> None:
+    """Suggest a method, weights and a rank, with reasons.
+
+    The reasons are geometry: how far the deltas overlap, how their norms compare, and what a rank keeps. Whether the
+    composite works well has to be measured.
+    """
+    from hub_merge.cli.show import print_advice
+    from hub_merge.pipeline import advise_on_references
+
+    advice = advise_on_references(
+        adapters, hub=_hub(out, token), base=base, allow=allow, max_rank=max_rank, progress=out.progress()
+    )
+    print_advice(out, advice, adapters, base=base, allow=allow)
+
+
 # --- merge and prove --------------------------------------------------------------------------------------------------
 
 
@@ -211,7 +249,7 @@ def score(
         "merge recipe.yaml -o out",
     ]
 )
-@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER... | RECIPE.yaml")
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER... | RECIPE.yaml [FOLDER]...")
 @click.option(
     "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
 )
@@ -228,7 +266,7 @@ def score(
 @base_option
 @allow_option
 @click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
-@click.option("--force", is_flag=True, help="Replace the folder if it holds an adapter.")
+@click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
 @token_option
 @output_options
 def merge(
@@ -237,7 +275,7 @@ def merge(
     """Merge adapters into one, and prove the written file.
 
     Record, recipe and model card are written beside it. A recipe says everything itself, weights by module too, and
-    stands in place of adapters and options.
+    stands in place of adapters and options; folders after it say where its local adapters are now.
     """
     from hub_merge.cli.show import print_merge
     from hub_merge.pipeline import merge_to_folder
@@ -248,6 +286,7 @@ def merge(
         output,
         hub=_hub(out, token),
         sources_from=path.parent if path else Path(),
+        parents=adapters[1:] if path else (),
         force=force,
         picture=plot,
         progress=out.progress(),
@@ -260,8 +299,8 @@ def _recipe_path(adapters: tuple[str, ...], asked: dict[str, Any]) -> Path | Non
     paths = [Path(name) for name in adapters if name.endswith(RECIPE_SUFFIXES) and not Path(name).is_dir()]
     if not paths:
         return None
-    if len(adapters) > 1:
-        raise click.UsageError(f"{paths[0]} names its adapters itself: give the recipe alone, or adapters only.")
+    if adapters[0] != str(paths[0]) or len(paths) > 1:
+        raise click.UsageError("Name one recipe, first; only folders of its local adapters may follow.")
     options = {param.name: param.opts[-1] for param in click.get_current_context().command.params}
     if given := [options[name] for name, value in asked.items() if value not in (None, ())]:
         raise click.UsageError(f"{paths[0]} says it all: leave out {', '.join(given)}, or edit the recipe.")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
+    from hub_merge.advise import Advice
     from hub_merge.compat import Compatibility
     from hub_merge.findings import Finding, Report
     from hub_merge.hub import Listing
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from hub_merge.sources import Opened
 
 __all__ = [
+    "print_advice",
     "print_compatibility",
     "print_inspection",
     "print_listings",
@@ -206,7 +208,10 @@ def _print_retention(out: Output, scores: Scores) -> None:
         {"adapter": name, "norm": norm, "kept_in_the_sum": share}
         for name, norm, share in zip(scores.adapters, scores.norms, scores.retention, strict=True)
     ]
-    out.table(rows, ["adapter", "norm", "kept_in_the_sum"], title="Each adapter")
+    if scores.spectra is not None:
+        for row, spectrum in zip(rows, scores.spectra.adapters, strict=True):
+            row |= {"effective_rank": spectrum.effective_rank, "sar": spectrum.sar}
+    out.table(rows, list(rows[0]), title="Each adapter: SAR is its share in the main output directions of the sum")
 
 
 def _print_shared_starts(out: Output, scores: Scores) -> None:
@@ -216,6 +221,42 @@ def _print_shared_starts(out: Output, scores: Scores) -> None:
                 f"! {pair.first} and {pair.second} started from one lora_A (rows {pair.a_rows:.2f} alike, chance "
                 f"{pair.a_rows_chance:.2f}): that alone raises the cosine."
             )
+
+
+def print_advice(
+    out: Output, advice: Advice, references: Sequence[str], *, base: str | None, allow: Sequence[str]
+) -> None:
+    """Print a recommendation, and the command that follows it."""
+    command = _merge_command(advice, references, base, allow)
+    if not out.human:
+        shown = advice.to_dict()
+        if out.mode == "agent":
+            shown["energy_at_rank"] = [f"{rank}:{share:.4g}" for rank, share in advice.energy_at_rank]
+        out.fields({**shown, "command": command})
+    else:
+        weights = advice.weights if set(advice.weights) != {1.0} else None
+        rows = [{"rank": rank, "energy_kept": f"{share:.2%}"} for rank, share in advice.energy_at_rank]
+        values = {"method": advice.method, "rank": advice.rank, "weights": weights}
+        out.fields({**values, "alternatives": advice.alternatives or None}, title="Suggested by geometry")
+        out.table(rows, ["rank", "energy_kept"], title="Energy of the merge at a rank")
+        for reason in advice.reasons:
+            out.line(f"- {reason}")
+        for caveat in advice.caveats:
+            out.line(f"! {caveat}")
+    out.hint(command)
+
+
+def _merge_command(advice: Advice, references: Sequence[str], base: str | None, allow: Sequence[str]) -> str:
+    words = ["hub-merge", "merge", *references, "--method", advice.method]
+    if set(advice.weights) != {1.0}:
+        words += ["--weights", ",".join(f"{weight:g}" for weight in advice.weights)]
+    if advice.rank is not None:
+        words += ["--rank", str(advice.rank)]
+    if base is not None:
+        words += ["--base", base]
+    for code in allow:
+        words += ["--allow", code]
+    return shlex.join([*words, "-o", "composite"])
 
 
 # --- merge and prove --------------------------------------------------------------------------------------------------
