@@ -266,7 +266,7 @@ def save(
     Args:
         adapter: What to write.
         folder: Where to; created with its parents.
-        force: Replace an adapter that is there; what was written around our part of a composite's card stays.
+        force: Replace a composite that is there; what was written around our part of a composite's card stays.
         picture: Draw the scores too (needs matplotlib).
         base_license: Licence of the base model, where it is known.
         progress: Told of each module that is written or compared.
