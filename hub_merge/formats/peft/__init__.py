@@ -3,7 +3,7 @@
 Reading resolves the effective scaling of every module once (alpha/r or alpha/sqrt(r), rank and alpha patterns by PEFT's
 own matching rule, checked against the tensors) and turns whatever is not ``scaling * B @ A`` into findings.
 Writing uses the *portable profile*: one rank, ``lora_alpha == r``, no patterns, no variants, a plain list of targets,
-so that PEFT, vLLM, llama.cpp's converter and MLX read the same delta.
+so that loaders which know only one scale for all modules see the same delta as PEFT.
 """
 
 from hub_merge.formats.peft.config import Scalings, parse_config
