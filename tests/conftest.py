@@ -13,11 +13,15 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 HERE = Path(__file__).parent
 SEED = 20251122
 
-pytest_plugins = ["tests.hub_double.fixtures"] if (HERE / "hub_double" / "fixtures.py").is_file() else []
+pytest_plugins = ["tests.hub_double.fixtures"]
+
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 @pytest.fixture
