@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hub_merge.compat import DOMINANT, SERVED_RANKS
 from hub_merge.methods import get_method
 from hub_merge.spectra import energy_of_sum, smallest_rank
 
@@ -39,13 +40,7 @@ Tasks trained from one seed were measured at 0.16 to 0.20, adapters of one autho
 OPPOSED = -0.3
 """Below this global cosine the deltas work against each other: a sum takes a third of each away. A convention."""
 
-UNBALANCED = 5.0
-"""Ratio of norms from which the larger adapter drowns the smaller; the limit that ``check`` warns at."""
-
-SHARED_START = 5.0
-"""From this multiple of chance on, similar rows of A are told as a shared initialisation, as ``score`` does."""
-
-MAX_RANK = 64
+MAX_RANK = SERVED_RANKS[-1]
 """The largest rank that many servers allow."""
 
 ENERGY = 0.99
@@ -160,7 +155,7 @@ def _method(scores: Scores, trained: Sequence[str]) -> tuple[str, list[str], tup
     if all(_cosine(pair) >= CLOSE for pair in scores.pairs if {pair.first, pair.second} <= set(trained)):
         text = f"All pairs overlap strongly (largest RMS cosine {_told(widest)}), as checkpoints of one family do."
         return "mean", [f"{text} {twice}"], ()
-    shared = [pair for pair in near if _one_start(pair)]
+    shared = [pair for pair in near if pair.one_start]
     if shared:
         start = "Their lora_A started alike where it is strongest; that alone raises a cosine."
         start = start if widest in shared else "Some of them started from one lora_A, which alone raises a cosine."
@@ -182,10 +177,6 @@ def _apart(pair: PairScore) -> bool:
     return _cosine(pair) <= APART or (pair.times_chance is not None and pair.times_chance <= NEAR_CHANCE)
 
 
-def _one_start(pair: PairScore) -> bool:
-    return bool(pair.a_rows and pair.a_rows_chance and pair.a_rows > SHARED_START * pair.a_rows_chance)
-
-
 def _pair_caveats(pairs: Sequence[PairScore]) -> list[str]:
     return [
         f"{pair.first} and {pair.second} work against each other (global cosine {pair.global_cosine:.2f}): a sum "
@@ -201,7 +192,7 @@ def _pair_caveats(pairs: Sequence[PairScore]) -> list[str]:
 def _balance(scores: Scores) -> tuple[tuple[float, ...], list[str], list[str]]:
     """Return weights that bring norms far apart to their geometric mean, 1.0 each otherwise."""
     known = {norm: name for norm, name in zip(scores.norms, scores.adapters, strict=True) if norm > 0}
-    if not known or max(known) <= UNBALANCED * min(known):
+    if not known or max(known) <= DOMINANT * min(known):
         return (1.0,) * len(scores.norms), [], []
     norms = [norm for norm in scores.norms if norm > 0]
     target = math.exp(sum(map(math.log, norms)) / len(norms))

@@ -24,6 +24,7 @@ from hub_merge.errors import HubMergeError, MergeError
 from hub_merge.licenses import LicenseVerdict, united
 from hub_merge.methods import Method, get_method
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Weight
+from hub_merge.scores import started_alike
 
 __all__ = ["Markdown", "code_span", "escape", "published_card", "render_card", "scrub", "update_card"]
 
@@ -251,12 +252,6 @@ def _most_alike(pairs: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(pairs, key=lambda pair: -(pair["rms_cosine"] or 0.0))[:MOST_PAIRS]
 
 
-def _shares_start(pair: Mapping[str, Any]) -> bool:
-    """Tell whether the A factors are so alike that both trainings must have begun from one initialisation."""
-    rows, chance = pair["a_rows"], pair["a_rows_chance"]
-    return rows is not None and chance is not None and rows > max(0.25, 5 * chance)
-
-
 def _weight_files(files: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [file for file in files if str(file["name"]).endswith(".safetensors")]
 
@@ -395,7 +390,7 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
         "shared_starts": [
             Markdown(f"{code_span(pair['first'])} with {code_span(pair['second'])}")
             for pair in _most_alike(pairs)
-            if _shares_start(pair)
+            if started_alike(pair["a_rows"], pair["a_rows_chance"])
         ],
         "usage": _usage(record, repo_id),
         "version": _version(record),

@@ -28,12 +28,13 @@ from hub_merge.errors import (
     RecipeError,
 )
 from hub_merge.findings import Finding, Report
-from hub_merge.formats.peft import CONFIG_FILE, WEIGHTS_FILE, open_folder, write_portable
+from hub_merge.formats.peft import open_folder, write_portable
 from hub_merge.formats.tensors import WRITABLE
 from hub_merge.hub import Hub, Listing, Reference
+from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
 from hub_merge.methods import Method, get_method
 from hub_merge.proof import Proof, prove
-from hub_merge.provenance import RECORD_FILE, build_record, read_record, reopen, require_files
+from hub_merge.provenance import build_record, read_record, reopen, require_files
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Weight, checked_weight
 from hub_merge.scores import Scores, score
@@ -41,7 +42,6 @@ from hub_merge.sources import open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
 
 __all__ = [
-    "PUBLISHED_FILES",
     "advise_on_references",
     "card_of",
     "check_references",
@@ -55,12 +55,6 @@ __all__ = [
     "search",
     "verify",
 ]
-
-RECIPE_FILE = "recipe.yaml"
-CARD_FILE = "README.md"
-PICTURE_FILE = "orthogonality.png"
-PUBLISHED_FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE, RECIPE_FILE, PICTURE_FILE)
-"""The files of a composite's folder that a push takes, where they are there."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, what is done and what there is to do."""

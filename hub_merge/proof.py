@@ -19,8 +19,9 @@ import safetensors
 
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.composite import Composite
-from hub_merge.formats.peft import CONFIG_FILE, WEIGHTS_FILE, covered, parse_config
+from hub_merge.formats.peft import covered, parse_config
 from hub_merge.gram import Float64, combined_products, inner_products, stack
+from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
 from hub_merge.methods.sum import concatenated
 from hub_merge.parallel import map_modules
 

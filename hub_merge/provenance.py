@@ -12,7 +12,7 @@ from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.errors import AdapterNotFound, ProofFailed
-from hub_merge.formats.peft import CONFIG_FILE, WEIGHTS_FILE
+from hub_merge.layout import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
 from hub_merge.scores import Scores
@@ -21,9 +21,7 @@ from hub_merge.sources import digests, file_digest, open_adapter
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
 
-__all__ = ["RECORD_FILE", "build_record", "read_record", "reopen", "require_files"]
-
-RECORD_FILE = "hub_merge.json"
+__all__ = ["build_record", "read_record", "reopen", "require_files"]
 
 
 def build_record(

@@ -16,6 +16,7 @@ from hub_merge.errors import AdapterNotFound, HubMergeError, HubUnavailable, Pub
 from hub_merge.hub import Hub, PinnedRepo, Reference, RemoteFile
 from hub_merge.hub.failures import redact, server_words
 from hub_merge.hub.references import is_model_id
+from hub_merge.layout import CARD_FILE, RECORD_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, CommitOperationAdd
@@ -25,9 +26,6 @@ __all__ = ["Published", "PublishedFile", "publish_folder"]
 
 Action: TypeAlias = Literal["add", "update", "unchanged"]
 
-CARD = "README.md"
-RECORD = "hub_merge.json"
-"""File by which a repository is known to be made by this package."""
 PAUSES = (0.0, 0.5, 1.5)
 """Seconds between looks for a commit whose answer was lost."""
 
@@ -127,9 +125,9 @@ def publish_folder(
         job = replace(job, repo_id=target.repo_id)
         _check_existing(job, target, private=private, force=force)
     with tempfile.TemporaryDirectory() as place:
-        if card is not None and CARD in paths:
+        if card is not None and CARD_FILE in paths:
             text = card(job.repo_id, hub.readme(target) if target else None)
-            job = replace(job, paths={**paths, CARD: _written(Path(place) / CARD, text)})
+            job = replace(job, paths={**paths, CARD_FILE: _written(Path(place) / CARD_FILE, text)})
         return _publish(job, target, private=private, dry_run=dry_run)
 
 
@@ -228,7 +226,7 @@ def _check_existing(job: _Job, target: PinnedRepo, *, private: bool | None, forc
         job.hub.ask(lambda: job.hub.api.auth_check(job.repo_id, write=True), job.repo_id)
     except AdapterNotFound as error:
         raise _no_right(job) from error
-    if not force and RECORD not in target.files and set(target.files) - {".gitattributes"}:
+    if not force and RECORD_FILE not in target.files and set(target.files) - {".gitattributes"}:
         raise PublishError(
             f"{job.repo_id} holds {len(target.files)} files and was not made by hub-merge.",
             remedy="Choose a new name, open a pull request with --create-pr, or pass --force, which replaces its files "
@@ -275,7 +273,7 @@ def _write(
     from huggingface_hub import CommitOperationAdd
 
     with _told(job, created=False):
-        if CARD in changed:
+        if CARD_FILE in changed:
             _check_card(job)
         if target is None:
             job.hub.send(lambda: job.hub.api.create_repo(job.repo_id, private=private))
@@ -295,7 +293,7 @@ def _check_card(job: _Job) -> None:
     from huggingface_hub import get_session, hf_raise_for_status
     from huggingface_hub.errors import BadRequestError
 
-    asked = {"content": job.paths[CARD].read_text(encoding="utf-8"), "repoType": "model"}
+    asked = {"content": job.paths[CARD_FILE].read_text(encoding="utf-8"), "repoType": "model"}
     address, headers = f"{job.hub.endpoint}/api/validate-yaml", job.hub.headers()
     try:
         hf_raise_for_status(job.hub.send(lambda: get_session().post(address, json=asked, headers=headers)))

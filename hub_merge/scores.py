@@ -22,7 +22,7 @@ from hub_merge.parallel import map_modules
 from hub_merge.recipe import Weight, weight_for
 from hub_merge.spectra import ModuleSpectrum, Spectra, module_spectrum, summary
 
-__all__ = ["ModuleScore", "PairScore", "Scores", "score"]
+__all__ = ["ModuleScore", "PairScore", "Scores", "score", "started_alike"]
 
 BLOCK_BYTES = 2**25
 """Most memory that the rows of all deltas take at once where signs are counted one by one."""
@@ -103,6 +103,16 @@ class PairScore:
     shared_modules: int
     modules: Mapping[str, ModuleScore]
     exact_sign_conflict: float | None = None
+
+    @property
+    def one_start(self) -> bool:
+        """Whether the two trainings must have begun from one lora_A, see ``started_alike``."""
+        return started_alike(self.a_rows, self.a_rows_chance)
+
+
+def started_alike(a_rows: float | None, chance: float | None) -> bool:
+    """Whether rows of A are so alike, far above chance, that both trainings must have begun from one initialisation."""
+    return a_rows is not None and chance is not None and a_rows > max(0.25, 5 * chance)
 
 
 @dataclass(frozen=True, slots=True)

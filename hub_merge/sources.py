@@ -13,7 +13,8 @@ import yaml
 
 from hub_merge.adapter import Adapter, FileDigest, Origin
 from hub_merge.errors import AdapterNotFound, HubMergeError
-from hub_merge.formats.peft import CONFIG_FILE, adapter_files, adapter_from_headers, open_folder
+from hub_merge.formats.peft import adapter_files, adapter_from_headers, open_folder
+from hub_merge.layout import CARD_FILE, CONFIG_FILE
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub, PinnedRepo, Reference
@@ -137,7 +138,7 @@ def _local_origin(folder: Path) -> Origin:
     """Return the origin of a local folder; its card may state a licence."""
     from huggingface_hub.repocard import metadata_load
 
-    card = folder / "README.md"
+    card = folder / CARD_FILE
     try:
         metadata = metadata_load(card) if card.is_file() else None
     except (ValueError, OSError, yaml.YAMLError):

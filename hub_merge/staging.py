@@ -10,11 +10,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hub_merge.errors import OutputExists
+from hub_merge.layout import RECORD_FILE
 
 __all__ = ["require_free", "staged"]
 
-OWN_FILE = "hub_merge.json"
-"""A folder without it was not written by this package and is never replaced."""
 STAGE = ".hub-merge."
 """How the names of our temporary folders begin."""
 
@@ -67,7 +66,7 @@ def require_free(folder: Path, force: bool, own: Collection[str]) -> None:
         raise OutputExists(
             f"{folder} exists already.", remedy="Choose another folder, or pass --force (force=True) to replace it."
         )
-    if not (folder / OWN_FILE).is_file():
+    if not (folder / RECORD_FILE).is_file():
         raise OutputExists(
             f"{folder} holds no composite of hub-merge, so it is not replaced even with --force.",
             remedy="Choose another folder.",

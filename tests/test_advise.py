@@ -15,6 +15,7 @@ from hub_merge import compat, pipeline
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.advise import Advice, advise
 from hub_merge.cli import show
+from hub_merge.cli.app import cli
 from hub_merge.cli.output import Output
 from hub_merge.compat import check
 from hub_merge.scores import score
@@ -231,10 +232,9 @@ def test_advice_does_not_depend_on_the_order_of_adapters() -> None:
         assert (turned.method, turned.rank, turned.weights) == (given.method, given.rank, given.weights[::-1])
 
 
-def test_the_limits_are_those_that_check_and_score_tell() -> None:
-    assert rules.UNBALANCED == compat.DOMINANT
-    assert rules.SHARED_START == show.SHARED_START
-    assert rules.MAX_RANK == compat.SERVED_RANKS[-1]
+def test_the_command_line_offers_the_limit_of_the_rules() -> None:
+    (option,) = (param for param in cli.commands["advise"].params if param.name == "max_rank")
+    assert option.default == rules.MAX_RANK == compat.SERVED_RANKS[-1]
 
 
 @pytest.mark.parametrize("adapters", [apart(8, 8), alike(0.1, 0.1), apart(3, 3, factors={0: 50})[:1]])

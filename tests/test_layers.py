@@ -13,15 +13,15 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
-errors
+errors layout
 findings
 adapter recipe parallel staging
 gram
 clustering elementwise spectra formats hub bases
 coordinates scores
 methods
-compat licenses advise
-composite sources
+compat licenses
+advise composite sources
 proof plots card
 provenance publish
 pipeline

@@ -11,7 +11,7 @@ import pytest
 
 from hub_merge import scores as scores_module
 from hub_merge.adapter import Adapter, LoraFactors
-from hub_merge.scores import PairScore, Scores, score
+from hub_merge.scores import PairScore, Scores, score, started_alike
 from hub_merge.spectra import Spectra, smallest_rank
 from tests.helpers import adapter_of, dense_sum, in_basis, random_basis, random_factors
 
@@ -525,3 +525,11 @@ def test_a_delta_of_zero_has_no_exact_sign_conflict(rng: np.random.Generator) ->
     one, *_ = three(rng)
     untrained = adapter_of("zero", {m: LoraFactors(one.load(m).A, 0 * one.load(m).B) for m in one.modules})
     assert score([one, untrained], exact_signs=True).pairs[0].exact_sign_conflict is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "chance", "alike"),
+    [(0.97, 0.03, True), (0.2, 0.03, False), (0.26, 0.03, True), (0.3, 0.1, False), (None, None, False)],
+)
+def test_one_start_is_told_only_far_above_chance(rows: float | None, chance: float | None, alike: bool) -> None:
+    assert started_alike(rows, chance) is alike

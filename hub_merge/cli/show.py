@@ -36,8 +36,6 @@ __all__ = [
 ]
 
 UNITS = ("B", "kB", "MB", "GB")
-SHARED_START = 5.0
-"""From this multiple of chance on, similar rows of A are told as a shared initialisation."""
 PAIR_TABLES = {
     "RMS cosine of each pair: 0 is orthogonal, chance is what random deltas give": (
         *("pair", "rms_cosine", "chance", "times_chance", "global_cosine", "a_rows"),
@@ -216,7 +214,7 @@ def _print_retention(out: Output, scores: Scores) -> None:
 
 def _print_shared_starts(out: Output, scores: Scores) -> None:
     for pair in scores.pairs:
-        if pair.a_rows and pair.a_rows_chance and pair.a_rows > SHARED_START * pair.a_rows_chance:
+        if pair.one_start:
             out.line(
                 f"! {pair.first} and {pair.second} started from one lora_A (rows {pair.a_rows:.2f} alike, chance "
                 f"{pair.a_rows_chance:.2f}): that alone raises the cosine."

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
-from hub_merge.hub.contents import CONFIG, INDEX, WEIGHTS, adapter_files, matching_files, weight_files
+from hub_merge.hub.contents import adapter_files, matching_files, weight_files
 from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
 from hub_merge.hub.ranges import MOST_TEXT, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
 from hub_merge.hub.repositories import PinnedRepo, cached_repo, pinned_repo, stated_license
 from hub_merge.hub.transport import retried, time_limit
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -128,21 +129,21 @@ class Hub:
         reader = _Reader(self, pinned)
         sizes = {name: pinned.files[pinned.path(name)].size for name in weights}
         return RemoteHeaders(
-            config=reader.text(CONFIG),
+            config=reader.text(CONFIG_FILE),
             headers={
                 name: read_header(partial(reader.read, name), sizes[name], f"{pinned.label} ({name})")
                 for name in weights
             },
-            index=None if WEIGHTS in weights else reader.text(INDEX),
+            index=None if WEIGHTS_FILE in weights else reader.text(INDEX_FILE),
             sizes=sizes,
             bytes_read=reader.bytes_read,
         )
 
     def readme(self, pinned: PinnedRepo) -> str | None:
         """Return the card of the adapter's folder, ``None`` if it has none."""
-        if "README.md" not in pinned.names():
+        if CARD_FILE not in pinned.names():
             return None
-        return _Reader(self, pinned).text("README.md").decode(errors="replace")
+        return _Reader(self, pinned).text(CARD_FILE).decode(errors="replace")
 
     def canonical(self, model_id: str) -> str | None:
         """Return the id that ``model_id`` has after renames, ``None`` if it is no model that can be seen.

@@ -9,21 +9,19 @@ from fnmatch import fnmatchcase
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
 from hub_merge.hub.failures import offline
 from hub_merge.hub.repositories import PinnedRepo
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, WEIGHTS_FILE
 
-__all__ = ["CONFIG", "INDEX", "WEIGHTS", "adapter_files", "matching_files", "weight_files"]
+__all__ = ["adapter_files", "matching_files", "weight_files"]
 
-CONFIG = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
-INDEX = "adapter_model.safetensors.index.json"
 SHARD = re.compile(r"adapter_model-\d+-of-(\d+)\.safetensors")
 COMPANIONS = (
-    "README.md",
+    CARD_FILE,
     "LICENSE*",
     "NOTICE*",
     "tokenizer_config.json",
     "added_tokens.json",
-    "hub_merge.json",
-    "recipe.yaml",
+    RECORD_FILE,
+    RECIPE_FILE,
 )
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 CONVERT = (
@@ -54,8 +52,8 @@ def weight_files(pinned: PinnedRepo) -> tuple[str, ...]:
         HubUnavailable: The cache holds a part of it only.
     """
     names = pinned.names()
-    weights = (WEIGHTS,) if WEIGHTS in names else _shards(pinned, names)
-    if CONFIG in names and weights:
+    weights = (WEIGHTS_FILE,) if WEIGHTS_FILE in names else _shards(pinned, names)
+    if CONFIG_FILE in names and weights:
         return weights
     raise offline(pinned.label) if pinned.from_cache else _explanation(pinned, names)
 
@@ -67,8 +65,8 @@ def adapter_files(pinned: PinnedRepo) -> tuple[str, ...]:
         HubMergeError: As ``weight_files``.
     """
     weights = weight_files(pinned)
-    index = () if WEIGHTS in weights else (INDEX,)
-    return (CONFIG, *matching_files(pinned, COMPANIONS), *index, *weights)
+    index = () if WEIGHTS_FILE in weights else (INDEX_FILE,)
+    return (CONFIG_FILE, *matching_files(pinned, COMPANIONS), *index, *weights)
 
 
 def matching_files(pinned: PinnedRepo, patterns: Iterable[str]) -> tuple[str, ...]:
@@ -83,7 +81,7 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 def _shards(pinned: PinnedRepo, names: frozenset[str]) -> tuple[str, ...]:
     found = sorted((match[0], int(match[1])) for match in map(SHARD.fullmatch, names) if match)
-    if not found or INDEX not in names:
+    if not found or INDEX_FILE not in names:
         return ()
     total = found[0][1]
     if len(found) == total:
@@ -97,15 +95,15 @@ def _shards(pinned: PinnedRepo, names: frozenset[str]) -> tuple[str, ...]:
 
 
 def _explanation(pinned: PinnedRepo, names: frozenset[str]) -> HubMergeError:
-    has_config = CONFIG in names
-    folders = sorted(path.removesuffix(f"/{CONFIG}") for path in pinned.files if path.endswith(f"/{CONFIG}"))
+    has_config = CONFIG_FILE in names
+    folders = sorted(path.removesuffix(f"/{CONFIG_FILE}") for path in pinned.files if path.endswith(f"/{CONFIG_FILE}"))
     if folders and not has_config:
         return _elsewhere(pinned, folders)
     foreign = _first_foreign(names, WITH_CONFIG if has_config else (*WITH_CONFIG, *WITHOUT_CONFIG))
     if foreign:
         return UnsupportedAdapter(
             f"{pinned.label} holds {foreign}, not a LoRA adapter in PEFT format.",
-            remedy=f"Convert it to {CONFIG} and {WEIGHTS}, or take another repository.",
+            remedy=f"Convert it to {CONFIG_FILE} and {WEIGHTS_FILE}, or take another repository.",
         )
     pickles = sorted(name for name in names if _matches(name, PICKLES))
     if pickles:
@@ -115,7 +113,7 @@ def _explanation(pinned: PinnedRepo, names: frozenset[str]) -> HubMergeError:
             remedy=CONVERT,
         )
     return AdapterNotFound(
-        f"{pinned.label} has no {WEIGHTS if has_config else CONFIG} in {_place(pinned)}.",
+        f"{pinned.label} has no {WEIGHTS_FILE if has_config else CONFIG_FILE} in {_place(pinned)}.",
         remedy="Name the repository, folder and revision of a LoRA adapter in PEFT format.",
     )
 
@@ -125,7 +123,7 @@ def _elsewhere(pinned: PinnedRepo, folders: list[str]) -> AdapterNotFound:
     named = [f"{pinned.repo_id}{revision}:{folder}" for folder in folders[:MOST_NAMED]]
     more = f" and {len(folders) - MOST_NAMED} more" if len(folders) > MOST_NAMED else ""
     return AdapterNotFound(
-        f"{pinned.label} has no {CONFIG} in {_place(pinned)}, but in other folders.",
+        f"{pinned.label} has no {CONFIG_FILE} in {_place(pinned)}, but in other folders.",
         remedy=f"Choose one: {', '.join(named)}{more}.",
     )
 

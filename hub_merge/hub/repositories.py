@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hub_merge.hub.references import Reference
+from hub_merge.layout import CARD_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -137,7 +138,7 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
             files[path.relative_to(snapshot).as_posix()] = RemoteFile(
                 path.stat().st_size, blob if SHA256.fullmatch(blob) else None
             )
-    card = _card(snapshot / "README.md")
+    card = _card(snapshot / CARD_FILE)
     return PinnedRepo(
         reference.repo_id,
         reference.revision,

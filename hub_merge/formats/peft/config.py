@@ -12,7 +12,7 @@ from typing import Any
 
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
 from hub_merge.findings import Finding
-from hub_merge.formats.peft.files import CONFIG_FILE
+from hub_merge.layout import CONFIG_FILE
 
 __all__ = ["Scalings", "config_findings", "matches", "matching", "parse_config", "read_scalings"]
 

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
+from hub_merge.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
-__all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "adapter_files", "weight_files"]
+__all__ = ["adapter_files", "weight_files"]
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-INDEX_FILE = "adapter_model.safetensors.index.json"
 SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 
 

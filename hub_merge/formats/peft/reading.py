@@ -13,7 +13,7 @@ from hub_merge.adapter import Adapter, LoraFactors, ModuleKind, ModuleSpec, Orig
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
 from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, parse_config, read_scalings
-from hub_merge.formats.peft.files import CONFIG_FILE, adapter_files
+from hub_merge.formats.peft.files import adapter_files
 from hub_merge.formats.peft.targets import safe_targets, target_findings
 from hub_merge.formats.tensors import (
     HeaderStore,
@@ -24,6 +24,7 @@ from hub_merge.formats.tensors import (
     parse_header,
     widest,
 )
+from hub_merge.layout import CONFIG_FILE
 
 __all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder"]
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from hub_merge.adapter import Adapter, LoraFactors, ModuleKind
 from hub_merge.errors import ProofFailed
-from hub_merge.formats.peft.files import CONFIG_FILE, WEIGHTS_FILE
 from hub_merge.formats.tensors import dtype_named, safetensors_writer
+from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
 
 __all__ = ["write_portable"]
 

@@ -1,0 +1,25 @@
+"""Names of the files that make an adapter and a composite."""
+
+__all__ = [
+    "CARD_FILE",
+    "CONFIG_FILE",
+    "INDEX_FILE",
+    "PICTURE_FILE",
+    "PUBLISHED_FILES",
+    "RECIPE_FILE",
+    "RECORD_FILE",
+    "WEIGHTS_FILE",
+]
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+INDEX_FILE = "adapter_model.safetensors.index.json"
+
+RECORD_FILE = "hub_merge.json"
+"""The record, by which a folder or repository is known to be made by this package."""
+RECIPE_FILE = "recipe.yaml"
+CARD_FILE = "README.md"
+PICTURE_FILE = "orthogonality.png"
+
+PUBLISHED_FILES = (CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, RECORD_FILE, RECIPE_FILE, PICTURE_FILE)
+"""The files of a composite's folder: what a push takes, and what a merge may replace."""
