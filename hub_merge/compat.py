@@ -14,6 +14,7 @@ import numpy as np
 from hub_merge.adapter import Adapter
 from hub_merge.bases import Base, read_base
 from hub_merge.findings import Finding, Report
+from hub_merge.formats.tensors import is_finite
 from hub_merge.gram import inner_products, stack
 from hub_merge.parallel import map_modules
 
@@ -342,7 +343,7 @@ def _read_values(adapters: Sequence[Adapter]) -> tuple[tuple[float | None, ...],
 def _square(adapter: Adapter, module: str) -> float:
     """Return the squared Frobenius norm of the delta; NaN if a factor holds NaN or infinity."""
     factors = adapter.factors(module)
-    if not (np.isfinite(factors.A).all() and np.isfinite(factors.B).all()):
+    if not (is_finite(factors.A) and is_finite(factors.B)):
         return math.nan
     return float(inner_products(stack([factors]), 1)[0, 0])
 

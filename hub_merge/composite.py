@@ -13,6 +13,7 @@ from hub_merge.adapter import Adapter, LoraFactors, ModuleSpec, Origin
 from hub_merge.compat import Compatibility
 from hub_merge.errors import MergeError
 from hub_merge.formats.tensors import widest
+from hub_merge.gram import Parts
 from hub_merge.methods import Method
 from hub_merge.recipe import Weight, weight_for
 
@@ -60,16 +61,32 @@ class Composite(Adapter):
             raise MergeError(f"{self.method.name} is no linear combination of deltas.")
         return self.method.coefficients(weights, [part.rank > 0 for part in parts])
 
-    def parts(self, module: str) -> tuple[list[LoraFactors], list[float]]:
-        """Return the factors and weights that go into ``module``; parents of weight zero have none."""
-        shape = self.modules[module].shape
-        weighed = [
-            (parent, weight_for(weight, module)) for parent, weight in zip(self.parents, self.weights, strict=True)
-        ]
-        return (
-            [parent.factors(module, shape) if weight else LoraFactors.empty(shape) for parent, weight in weighed],
-            [weight for _, weight in weighed],
+    def weights_at(self, module: str) -> list[float]:
+        """Return one number a parent."""
+        return [weight_for(weight, module) for weight in self.weights]
+
+    def parts(self, module: str, parents: Parts | None = None) -> tuple[Parts, list[float]]:
+        """Return the factors and weights that go into ``module``; parents of weight zero have none.
+
+        Args:
+            module: Name of a module.
+            parents: The parents' factors of that module, if they were read already.
+        """
+        weights = self.weights_at(module)
+        if parents is not None and all(weights):
+            return parents, weights
+        empty = LoraFactors.empty(self.modules[module].shape)
+        taking_part = (
+            (parents[i] if parents else parent.factors(module, empty.shape)) if weights[i] else empty
+            for i, parent in enumerate(self.parents)
         )
+        return Parts(taking_part), weights
+
+    def merged(self, module: str, parents: Parts | None = None) -> LoraFactors:
+        """Run the method for ``module``; see ``parts`` for the arguments."""
+        parts, weights = self.parts(module, parents)
+        rng = _generator(self.seed, module)
+        return self.method.kernel(parts, weights, rank=self.rank_asked, rng=rng, **self.options)
 
 
 def compose(
@@ -109,8 +126,7 @@ def compose(
     written = dtype or widest(spec.dtype for parent in parents for spec in parent.modules.values())
 
     def load(module: str) -> LoraFactors:
-        parts, numbers = composite.parts(module)
-        return method.kernel(parts, numbers, rank=rank, rng=_generator(seed, module), **options)
+        return composite.merged(module)
 
     composite = Composite(
         name=name,

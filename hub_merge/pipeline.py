@@ -37,7 +37,7 @@ from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Weight, checked_weight
-from hub_merge.scores import Scores, score
+from hub_merge.scores import Scores, Scoring, score
 from hub_merge.sources import open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
 
@@ -284,9 +284,10 @@ def save(
             progress=_counter("write", total, progress),
         )
         written = open_folder(stage, name=composite.name, origin=Origin(folder=stage))
-        proof = prove(stage, written, composite, _counter("prove", total, progress))
+        scoring = Scoring(composite.parents, composite.weights)
+        proof = prove(stage, written, composite, _counter("prove", total, progress), scoring)
         _require_proof(proof)
-        _document(composite, stage, proof, picture=picture, base_license=base_license)
+        _document(composite, stage, proof, scoring.result(), picture=picture, base_license=base_license)
         if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
             _keep_words(folder / CARD_FILE, stage / CARD_FILE)
     return folder
@@ -324,9 +325,10 @@ def _require_proof(proof: Proof) -> None:
         )
 
 
-def _document(composite: Composite, stage: Path, proof: Proof, *, picture: bool, base_license: str | None) -> None:
+def _document(
+    composite: Composite, stage: Path, proof: Proof, scores: Scores, *, picture: bool, base_license: str | None
+) -> None:
     """Write record, recipe, picture and card beside the proved files in ``stage``."""
-    scores = score(composite.parents, composite.weights)
     record = build_record(composite, stage, scores, proof, base_license)
     (stage / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
     (stage / RECIPE_FILE).write_text(record.recipe.to_yaml(), encoding="utf-8")

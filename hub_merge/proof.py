@@ -17,13 +17,23 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 
-from hub_merge.adapter import Adapter, LoraFactors
+from hub_merge.adapter import Adapter, Array, LoraFactors
 from hub_merge.composite import Composite
 from hub_merge.formats.peft import covered, parse_config
-from hub_merge.gram import Float64, combined_products, inner_products, stack
+from hub_merge.gram import (
+    Float64,
+    Parts,
+    Stack,
+    combined_products,
+    cross_products,
+    inner_products,
+    result_dtype,
+    stack,
+)
 from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
-from hub_merge.methods.sum import concatenated
+from hub_merge.methods.sum import combination
 from hub_merge.parallel import map_modules
+from hub_merge.scores import ModuleScores, Scoring, modules_of, parents_of
 
 __all__ = ["Check", "Proof", "Retention", "difference", "prove"]
 
@@ -99,17 +109,31 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Measured:
+    """What one module adds.
+
+    Attributes:
+        module: Its name.
+        error: Relative error of the written delta against the wanted one.
+        distance: Norm of the difference between the written delta and the exact weighted sum.
+        squares: Squared norms of the written delta, the wanted one, the exact sum and each parent, ``(3 + T,)``.
+        along: Inner products of the written and of the wanted delta with each parent, ``(2, T)``.
+    """
+
     module: str
     error: float
     distance: float
-    products: Float64
-    """Inner products of the written delta, the wanted one, the exact sum and each parent, in this order."""
+    squares: Float64
+    along: Float64
 
 
 def prove(
-    folder: Path, written: Adapter, asked: Composite, progress: Callable[[str], None] = lambda module: None
+    folder: Path,
+    written: Adapter,
+    asked: Composite,
+    progress: Callable[[str], None] = lambda module: None,
+    scoring: Scoring | None = None,
 ) -> Proof:
     """Return what comparing the file in ``folder`` with the recipe shows.
 
@@ -118,46 +142,61 @@ def prove(
         written: The same, opened.
         asked: The merge that it should be.
         progress: Called with each module's name when it is compared.
+        scoring: Sees the parents' factors of every module too, while they are at hand.
     """
     dtype = next(iter(written.modules.values())).dtype if written.modules else asked.dtype
     tolerance = TOLERANCES.get(dtype, TOLERANCES["float32"])
     checks = _structure_checks(folder, written, asked)
     measured: list[_Measured] = []
     if all(check.passed for check in checks):
-        for entry in map_modules(lambda module: _measure(module, written, asked), asked.modules):
-            measured.append(entry)
-            progress(entry.module)
-    worst = max(measured, key=lambda entry: entry.error, default=None)
-    products = sum((entry.products for entry in measured), _left_out(asked))
+        measured.extend(_visit_modules(written, asked, progress, scoring))
+    compared = [entry for entry in measured if entry.module in asked.modules]
+    worst = max(compared, key=lambda entry: entry.error, default=None)
+    squares = sum((entry.squares for entry in measured), np.zeros(3 + len(asked.parents)))
+    along = sum((entry.along for entry in measured), np.zeros((2, len(asked.parents))))
     retention = tuple(
-        Retention(
-            parent.name,
-            _ratio(products[0, 3 + i], products[3 + i, 3 + i]),
-            _ratio(products[1, 3 + i], products[3 + i, 3 + i]),
-        )
+        Retention(parent.name, _ratio(along[0, i], squares[3 + i]), _ratio(along[1, i], squares[3 + i]))
         for i, parent in enumerate(asked.parents)
     )
     if worst is not None:
-        norms = np.sqrt(np.maximum(np.diag(products), 0.0))
+        norms = np.sqrt(np.maximum(squares, 0.0))
         detail = f"largest relative error {worst.error:.3g} in {worst.module}, at most {tolerance:g} accepted"
         checks = (
             *checks,
             Check("delta", worst.error <= tolerance, detail),
             Check("retention", _as_predicted(retention, norms, tolerance), "each parent's share is what was predicted"),
         )
-    distance = math.sqrt(sum(entry.distance**2 for entry in measured))
+    distance = math.sqrt(sum(entry.distance**2 for entry in compared))
     return Proof(
         passed=all(check.passed for check in checks),
         tolerance=tolerance,
         max_error=worst.error if worst else None,
         worst_module=worst.module if worst else None,
-        modules=len(measured),
+        modules=len(compared),
         reference="definition" if asked.is_linear else "recomputed",
-        distance_to_sum=_ratio(distance, math.sqrt(max(products[2, 2], 0.0))),
-        energy_kept=_ratio(products[0, 0], products[2, 2]),
+        distance_to_sum=_ratio(distance, math.sqrt(max(squares[2], 0.0))),
+        energy_kept=_ratio(squares[0], squares[2]),
         retention=retention,
         checks=checks,
     )
+
+
+def _visit_modules(
+    written: Adapter, asked: Composite, progress: Callable[[str], None], scoring: Scoring | None
+) -> Iterator[_Measured]:
+    """Measure every module of the parents, also those that the composite lacks because every weight there is zero."""
+
+    def visit(module: str) -> tuple[_Measured, ModuleScores | None]:
+        parents = parents_of(asked.parents, module)
+        measured = _measure(module, parents, written, asked) if module in asked.modules else _left_out(module, parents)
+        return measured, None if scoring is None else scoring.measure(module, parents)
+
+    for measured, scores in map_modules(visit, modules_of(asked.parents)):
+        if scoring is not None and scores is not None:
+            scoring.add(scores)
+        yield measured
+        if measured.module in asked.modules:
+            progress(measured.module)
 
 
 def _ratio(value: float, of: float) -> float | None:
@@ -234,62 +273,50 @@ def _parser_check(path: Path, tensors: int) -> Check:
 # --- deltas -----------------------------------------------------------------------------------------------------------
 
 
-def _measure(module: str, written: Adapter, asked: Composite) -> _Measured:
-    shape = asked.modules[module].shape
-    parts, weights = asked.parts(module)
-    parents = [
-        part if weight else parent.factors(module, shape)
-        for parent, part, weight in zip(asked.parents, parts, weights, strict=True)
-    ]
-    coefficients = asked.coefficients(weights, parts) if asked.is_linear else None
-    if coefficients is None:
-        wanted = asked.factors(module)
-    else:
-        wanted = concatenated([part.astype(np.float64) for part in parts], coefficients)
+def _measure(module: str, parents: Parts, written: Adapter, asked: Composite) -> _Measured:
+    """Compare the written delta of ``module`` with the wanted one."""
+    parts, weights = asked.parts(module, parents)
+    count = len(parents)
+    coefficients = list(asked.coefficients(weights, parts)) if asked.is_linear else None
+    wanted = asked.merged(module, parents) if coefficients is None else combination(parts, coefficients)
     got = _trimmed(written.factors(module), wanted.rank)
-    products = _products([got, wanted] if coefficients is None else [got], coefficients, weights, parents)
-    went_in = math.sqrt(sum((w**2) * products[3 + i, 3 + i] for i, w in enumerate(weights)))
-    scale = max(math.sqrt(max(products[1, 1], 0.0)), went_in)
+    stacked = stack(parents)
+    own = inner_products(stacked, count)
+    rows = np.array([weights] if coefficients is None else [weights, coefficients])
+    combined = combined_products(own, np.concatenate([rows, np.eye(count)]))
     apart = difference(got, wanted)
-    error = math.inf if math.isnan(apart) else apart / (scale or 1.0)
-    to_sum = math.sqrt(max(products[0, 0] - 2 * products[0, 2] + products[2, 2], 0.0))
-    is_sum = coefficients is not None and list(coefficients) == list(weights)
-    return _Measured(module, error, apart if is_sum else to_sum, products)
-
-
-def _products(
-    deltas: Sequence[LoraFactors],
-    coefficients: Sequence[float] | None,
-    weights: Sequence[float],
-    parents: Sequence[LoraFactors],
-) -> Float64:
-    """Return the inner products of ``_Measured``.
-
-    Args:
-        deltas: The written delta, and the wanted one unless ``coefficients`` make it from the parents.
-        coefficients: Of the wanted delta, if it is a linear combination of the parents.
-        weights: Of the exact sum.
-        parents: Their factors.
-    """
-    first, count = len(deltas), len(parents)
-    rows = np.zeros((3 + count, first + count))
-    rows[0, 0] = 1.0
     if coefficients is None:
-        rows[1, 1] = 1.0
+        along, squares = _against([got, wanted], stacked, count)
     else:
-        rows[1, first:] = coefficients
-    rows[2, first:] = weights
-    rows[3:, first:] = np.eye(count)
-    return combined_products(inner_products(stack([*deltas, *parents]), first + count), rows)
+        along, squares = combined[1:2, -count:], combined[1:2, 1]
+        if apart:
+            along_got, squares_got = _against([got], stacked, count)
+            along, squares = np.concatenate([along_got, along]), np.concatenate([squares_got, squares])
+        else:
+            along, squares = np.repeat(along, 2, axis=0), np.repeat(squares, 2)
+    went_in = math.sqrt(sum((w**2) * own[i, i] for i, w in enumerate(weights)))
+    scale = max(math.sqrt(max(squares[1], 0.0)), went_in)
+    is_sum = coefficients == weights
+    to_sum = squares[0] - 2 * float(along[0] @ weights) + combined[0, 0]
+    return _Measured(
+        module,
+        error=math.inf if math.isnan(apart) else apart / (scale or 1.0),
+        distance=apart if is_sum else math.sqrt(max(to_sum, 0.0)),
+        squares=np.concatenate([squares, [combined[0, 0]], np.diag(own)]),
+        along=along,
+    )
 
 
-def _left_out(asked: Composite) -> Float64:
-    """Return the parents' own products in modules that the composite lacks because every weight there is zero."""
-    products = np.zeros((3 + len(asked.parents),) * 2)
-    for i, parent in enumerate(asked.parents):
-        for module in sorted(parent.modules.keys() - asked.modules.keys()):
-            products[3 + i, 3 + i] += inner_products(stack([parent.factors(module)]), 1)[0, 0]
-    return products
+def _against(deltas: Sequence[LoraFactors], stacked: Stack, count: int) -> tuple[Float64, Float64]:
+    """Return the inner products of ``deltas`` with each parent, ``(n, T)``, and their own squared norms, ``(n,)``."""
+    own = stack(deltas)
+    return cross_products(own, stacked, (len(deltas), count)), np.diag(inner_products(own, len(deltas)))
+
+
+def _left_out(module: str, parents: Parts) -> _Measured:
+    """Return what a module adds that the composite lacks: the parents' own norms."""
+    own = np.diag(inner_products(stack(parents), len(parents)))
+    return _Measured(module, 0.0, 0.0, np.concatenate([np.zeros(3), own]), np.zeros((2, len(parents))))
 
 
 def _trimmed(factors: LoraFactors, rank: int) -> LoraFactors:
@@ -304,8 +331,10 @@ def difference(x: LoraFactors, y: LoraFactors) -> float:
 
     For factors of one rank the difference is formed factor by factor, so that equal parts cancel exactly.
     """
-    Ax, Ay = x.A.astype(np.float64), y.A.astype(np.float64)
-    Bx, By = x.scaling * x.B.astype(np.float64), y.scaling * y.B.astype(np.float64)
+    dtype = result_dtype([x, y])  # exact for both
+    Ax: Array = x.A.astype(dtype, copy=False)
+    Ay: Array = y.A.astype(dtype, copy=False)
+    Bx, By = _scaled(x), _scaled(y)
     if x.rank != y.rank:
         pieces = LoraFactors(np.concatenate([Ax, Ay]), np.concatenate([Bx, -By], axis=1))
     elif np.array_equal(Ax, Ay):
@@ -315,3 +344,7 @@ def difference(x: LoraFactors, y: LoraFactors) -> float:
     else:
         pieces = LoraFactors(np.concatenate([Ax, Ax - Ay]), np.concatenate([Bx - By, By], axis=1))
     return math.sqrt(max(float(inner_products(stack([pieces]), 1)[0, 0]), 0.0))
+
+
+def _scaled(factors: LoraFactors) -> Float64:
+    return np.multiply(factors.B, factors.scaling, dtype=np.float64)

@@ -82,35 +82,30 @@ class ModuleSpectrum:
     """Singular values of one module.
 
     Attributes:
-        present: Index of each adapter that has the module.
-        adapters: One entry for each of ``present``.
+        adapters: One entry an adapter; all ``None`` for one whose delta is zero here.
         sti: See ``Spectra``; ``None`` where fewer than two deltas are not zero.
         squares: Squared singular values of the weighted sum, largest first.
     """
 
-    present: tuple[int, ...]
     adapters: tuple[AdapterSpectrum, ...]
     sti: float | None
     squares: Float64
 
 
-def module_spectrum(
-    stacked: Stack, products: Float64, weights: Sequence[float], present: Sequence[int]
-) -> ModuleSpectrum:
+def module_spectrum(stacked: Stack, products: Float64, weights: Sequence[float]) -> ModuleSpectrum:
     """Return the spectrum of one module.
 
     Args:
         stacked: The deltas of the module side by side, unweighted.
         products: Their inner products, ``(n, n)``.
         weights: One number a delta, for the sum.
-        present: Index of the adapter that each delta belongs to.
     """
-    pieces = {i: np.flatnonzero(stacked.owner == i) for i in range(len(present)) if products[i, i] > 0}
+    pieces = {i: np.flatnonzero(stacked.owner == i) for i in range(len(products)) if products[i, i] > 0}
     own = {i: _svd(stacked, rows, stacked.lengths[rows]) for i, rows in pieces.items()}
     directions, squares = _sum_directions(stacked, products, np.asarray(weights, np.float64))
     main = directions[:, : _count_for_norm(squares, SAR_NORM)]
     entries = []
-    for i in range(len(present)):
+    for i in range(len(products)):
         if i not in own:
             entries.append(AdapterSpectrum(None, None, None))
             continue
@@ -123,7 +118,7 @@ def module_spectrum(
                 sar=_alignment(stacked, pieces[i], main, float(products[i, i])) if len(squares) else None,
             )
         )
-    return ModuleSpectrum(tuple(present), tuple(entries), _interference(stacked, pieces, own), squares)
+    return ModuleSpectrum(tuple(entries), _interference(stacked, pieces, own), squares)
 
 
 def _svd(stacked: Stack, pieces: NDArray[np.intp], lengths: Float64) -> tuple[Float64, Float64, Float64]:
@@ -182,10 +177,7 @@ def _interference(
 
 def summary(modules: Sequence[ModuleSpectrum], count: int) -> Spectra:
     """Return the spectra of ``count`` adapters from those of their modules."""
-    entries: list[list[AdapterSpectrum]] = [[] for _ in range(count)]
-    for module in modules:
-        for i, entry in zip(module.present, module.adapters, strict=True):
-            entries[i].append(entry)
+    entries = [[module.adapters[i] for module in modules] for i in range(count)]
     return Spectra(
         adapters=tuple(
             AdapterSpectrum(

@@ -196,8 +196,10 @@ def test_low_precision_inputs_are_computed_in_float32_or_better(
     for dtype, rank in itertools.product(narrow, [None, 2]):
         parts, weights = some(rng, dtype, method.most_adapters)
         merged = run(method, parts, weights, rank=rank, **given)
-        assert (merged.A.dtype, merged.B.dtype) == (np.float32, np.float32)
-        assert same_bytes(merged, run(method, [part.astype(np.float32) for part in parts], weights, rank=rank, **given))
+        assert merged.B.dtype == np.float32
+        assert merged.A.dtype in (np.float32, dtype)  # A that only moves keeps its dtype
+        wide = run(method, [part.astype(np.float32) for part in parts], weights, rank=rank, **given)
+        assert same_bytes(merged.astype(np.float32), wide)
         precise = run(method, [part.astype(np.float64) for part in parts], weights, rank=rank, **given)
         assert relative_error(merged.delta(), precise.delta()) < 1e-5
 

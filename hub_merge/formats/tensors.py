@@ -31,6 +31,7 @@ __all__ = [
     "TensorInfo",
     "TensorStore",
     "dtype_named",
+    "is_finite",
     "widest",
 ]
 
@@ -59,8 +60,13 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """Names of safetensors and what they are in numpy."""
 
+BY_NAME: Mapping[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.values()}
+
 FLOATS = ("float64", "float32", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn")
 """Names of the floating dtypes that factors may have, widest range first."""
+
+BFLOAT16_EXPONENT = 0x7F80
+"""All ones in infinity and NaN, and in nothing else."""
 
 WRITABLE = ("float32", "bfloat16", "float16")
 """Dtypes a composite may be written in: what PEFT and the serving engines load."""
@@ -68,7 +74,14 @@ WRITABLE = ("float32", "bfloat16", "float16")
 
 def dtype_named(name: str) -> np.dtype[Any]:
     """Return the numpy dtype called ``name`` (``float32``, ``bfloat16``, ...)."""
-    return next(dtype for dtype in DTYPES.values() if dtype.name == name)
+    return BY_NAME[name]
+
+
+def is_finite(tensor: NDArray[Any]) -> bool:
+    """Whether a floating tensor holds neither NaN nor infinity."""
+    if tensor.dtype == ml_dtypes.bfloat16:  # by its exponent: numpy has no fast loop for this dtype
+        return not ((tensor.view(np.uint16) & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT).any()
+    return bool(np.isfinite(tensor).all())
 
 
 def widest(names: Iterable[str]) -> str:

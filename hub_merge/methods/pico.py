@@ -71,7 +71,7 @@ def calibrated_merge(
 def _calibrated(parts: Sequence[LoraFactors], weights: Sequence[float], energy: str, count: int) -> list[LoraFactors]:
     """Return the parts with each B shrunk along the output directions that ``count`` adapters share."""
     space = core_space(parts)
-    basis = space.stacked.B @ space.left
+    basis = space.stacked.left(space.left)
     columns = [basis.T @ part.B.astype(np.float64) for part in parts]
     if energy == "deltas":
         counted = [weight * delta for weight, delta in zip(weights, space.M, strict=True)]

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hub_merge.adapter import Adapter, LoraFactors, ModuleKind
+from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleKind
 from hub_merge.errors import ProofFailed
-from hub_merge.formats.tensors import dtype_named, safetensors_writer
+from hub_merge.formats.tensors import dtype_named, is_finite, safetensors_writer
 from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
+from hub_merge.parallel import map_modules
 
 __all__ = ["write_portable"]
 
 PREFIX = "base_model.model."
+
+Tensor: TypeAlias = NDArray[Any]
 
 
 def write_portable(
@@ -24,7 +28,8 @@ def write_portable(
 ) -> None:
     """Write ``adapter`` to the existing, empty ``folder`` in the portable profile.
 
-    One module is in memory at a time. Factors of a smaller rank are padded with zeros, which leaves the delta as it is.
+    A few modules are in memory at a time. Factors of a smaller rank are padded with zeros, which leaves the delta as it
+    is.
 
     Args:
         adapter: What to write; its scaling goes into B.
@@ -45,15 +50,13 @@ def write_portable(
         a_key, b_key = _factor_keys(module, spec.kind)
         infos[a_key] = (dtype, (rank, in_features))
         infos[b_key] = (dtype, (out_features, rank))
+
+    def prepare(module: str) -> tuple[str, Tensor, Tensor]:
+        return module, *_prepared(module, adapter.factors(module), rank, dtype)
+
     with safetensors_writer(folder / WEIGHTS_FILE, infos) as writer:
-        for module, spec in adapter.modules.items():
-            a_key, b_key = _factor_keys(module, spec.kind)
-            A, B = _padded(adapter.factors(module), rank, dtype)
-            if not (np.isfinite(A).all() and np.isfinite(B).all()):
-                raise ProofFailed(
-                    f"{module} would hold NaN or infinity in {dtype}.",
-                    remedy="Try --dtype float32 or bfloat16, or smaller weights.",
-                )
+        for module, A, B in map_modules(prepare, adapter.modules):
+            a_key, b_key = _factor_keys(module, adapter.modules[module].kind)
             writer.write(a_key, A)
             writer.write(b_key, B)
             progress(module)
@@ -65,15 +68,25 @@ def _factor_keys(module: str, kind: ModuleKind) -> tuple[str, str]:
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
-def _padded(factors: LoraFactors, rank: int, dtype: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    out_features, in_features = factors.shape
-    A = np.zeros((rank, in_features), dtype_named(dtype))
-    B = np.zeros((out_features, rank), dtype_named(dtype))
-    scaled = factors.B if factors.scaling == 1.0 else factors.scaling * factors.B.astype(np.float64)
-    with np.errstate(over="ignore"):  # the caller looks for infinity
-        A[: factors.rank] = factors.A.astype(A.dtype, copy=False)
-        B[:, : factors.rank] = scaled.astype(B.dtype, copy=False)
-    return A, B
+def _prepared(module: str, factors: LoraFactors, rank: int, dtype: str) -> tuple[Tensor, Tensor]:
+    """Return A and B as they are to be written: scaling in B, padded to ``rank``, in ``dtype``."""
+    B = factors.B if factors.scaling == 1.0 else np.multiply(factors.B, factors.scaling, dtype=np.float64)
+    with np.errstate(over="ignore"):  # the check looks for infinity
+        prepared = _cast(factors.A, (rank, factors.shape[1]), dtype), _cast(B, (factors.shape[0], rank), dtype)
+    if not all(map(is_finite, prepared)):
+        raise ProofFailed(
+            f"{module} would hold NaN or infinity in {dtype}.",
+            remedy="Try --dtype float32 or bfloat16, or smaller weights.",
+        )
+    return prepared
+
+
+def _cast(factor: Array, shape: tuple[int, int], dtype: str) -> Tensor:
+    if factor.shape == shape:
+        return factor.astype(dtype_named(dtype), copy=False)
+    padded = np.zeros(shape, dtype_named(dtype))
+    padded[: factor.shape[0], : factor.shape[1]] = factor.astype(padded.dtype, copy=False)
+    return padded
 
 
 def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dict[str, Any]:
