@@ -22,12 +22,15 @@ __all__ = [
     "Parts",
     "Pieces",
     "Stack",
+    "at_unit_length",
     "best_rank_k",
+    "column_products",
     "combined_products",
     "cross_products",
     "inner_products",
     "orthonormal",
     "result_dtype",
+    "row_products",
     "singular_values",
     "stack",
 ]
@@ -125,12 +128,12 @@ def _side_by_side(parts: Sequence[LoraFactors]) -> Pieces:
     dtype = result_dtype(parts)
     A: Array = np.concatenate([part.A for part in parts], axis=0, dtype=dtype)
     B: Array = np.concatenate([part.B for part in parts], axis=1, dtype=dtype)
-    norms_a, gram_a = _at_unit_length(_row_products(A, A))
-    norms_b, gram_b = _at_unit_length(_column_products(B, B))
+    norms_a, gram_a = at_unit_length(row_products(A, A))
+    norms_b, gram_b = at_unit_length(column_products(B, B))
     return Pieces(A, B, norms_a, norms_b, gram_a, gram_b)
 
 
-def _row_products(X: Array, Y: Array) -> Float64:
+def row_products(X: Array, Y: Array) -> Float64:
     """Return ``X @ Y.T`` in float64, a block at a time, so that no wide copy of a whole factor is made."""
     products = np.zeros((len(X), len(Y)))
     for start in range(0, X.shape[1], BLOCK):
@@ -139,7 +142,7 @@ def _row_products(X: Array, Y: Array) -> Float64:
     return products
 
 
-def _column_products(X: Array, Y: Array) -> Float64:
+def column_products(X: Array, Y: Array) -> Float64:
     """Return ``X.T @ Y`` in float64, a block at a time."""
     products = np.zeros((X.shape[1], Y.shape[1]))
     for start in range(0, len(X), BLOCK):
@@ -148,7 +151,7 @@ def _column_products(X: Array, Y: Array) -> Float64:
     return products
 
 
-def _at_unit_length(products: Float64) -> tuple[Float64, Float64]:
+def at_unit_length(products: Float64) -> tuple[Float64, Float64]:
     """Return the lengths of the vectors that have these inner products, 1 for a zero vector, and the products at unit
     length. Scaling a Gram matrix afterwards loses no more than scaling the vectors before."""
     lengths = np.sqrt(np.diag(products))
@@ -168,7 +171,7 @@ def inner_products(stacked: Stack, count: int) -> Float64:
 
 def cross_products(x: Stack, y: Stack, counts: tuple[int, int]) -> Float64:
     """Return the Frobenius inner products of the updates of two stacks of one module, ``counts``; see above."""
-    gram_a, gram_b = _row_products(x.pieces.A, y.pieces.A), _column_products(x.pieces.B, y.pieces.B)
+    gram_a, gram_b = row_products(x.pieces.A, y.pieces.A), column_products(x.pieces.B, y.pieces.B)
     norms = np.outer(x.pieces.norms_a * x.pieces.norms_b, y.pieces.norms_a * y.pieces.norms_b)
     products = gram_a * gram_b / norms * np.outer(x.lengths, y.lengths)
     summed: Float64 = _membership(x, counts[0]) @ products @ _membership(y, counts[1]).T
