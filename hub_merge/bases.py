@@ -10,12 +10,13 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-__all__ = ["Base", "read_base"]
+__all__ = ["HUB_ID", "Base", "read_base"]
 
 CACHE_PATH = re.compile(
     r"(?:^|[/\\])models--(?:(?P<owner>[^/\\]+?)--)?(?P<name>[^/\\]+)(?:[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40}))?"
 )
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+"""``owner/name``."""
 
 OWNERS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), owner)

@@ -17,9 +17,8 @@ from urllib.parse import quote
 
 import jinja2
 import yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from hub_merge.bases import HUB_ID
 from hub_merge.errors import HubMergeError, MergeError
 from hub_merge.licenses import LicenseVerdict, united
 from hub_merge.methods import Method, get_method
@@ -167,11 +166,7 @@ def _weight(weight: Weight) -> Markdown:
 
 def _hub_id(text: str | None) -> Markdown | None:
     """Return ``text`` if it can be an id on the Hub; such a text needs no escaping."""
-    try:
-        validate_repo_id(text or "")
-    except HFValidationError:
-        return None
-    return Markdown(text) if text and text == scrub(text) else None
+    return Markdown(text) if text and HUB_ID.fullmatch(text) and text == scrub(text) else None
 
 
 def _link(repo_id: str, commit: str | None = None, subfolder: str = "") -> Markdown:

@@ -51,14 +51,9 @@ def main() -> NoReturn:
 
 
 def _hub(out: Output, token: str | None) -> Hub:
-    from huggingface_hub import constants
-    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-
     from hub_merge.hub import Hub
 
-    if not out.animated and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-        disable_progress_bars()
-    return Hub(token=(token or "").strip() or None)
+    return Hub(token=(token or "").strip() or None, progress=out.animated)
 
 
 def _numbers(weights: str | None, adapters: tuple[str, ...]) -> list[float] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -43,6 +43,8 @@ class Hub:
         cache_dir: Folder of downloads; ``None`` takes the one that all Hugging Face libraries share.
         timeout: Seconds to wait for a connection or for the next bytes.
         retries: How often a failed request is repeated.
+        progress: ``False`` keeps huggingface_hub from drawing progress bars in this process, unless its own setting
+            says otherwise.
     """
 
     def __init__(
@@ -54,18 +56,30 @@ class Hub:
         cache_dir: Path | None = None,
         timeout: float = 30.0,
         retries: int = 4,
+        progress: bool | None = None,
     ) -> None:
-        from huggingface_hub import HfApi, constants, is_offline_mode
+        from huggingface_hub import constants, is_offline_mode
 
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self.offline = offline or is_offline_mode()
-        self.api: HfApi = HfApi(
-            endpoint=self.endpoint, token=token, library_name="hub-merge", library_version=_own_version()
-        )
+        self._token = token
+        self._progress = progress
         self._cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
         self._timeout = timeout
         self._retries = retries
         self._models: dict[str, ModelInfo | None] = {}
+
+    @cached_property
+    def api(self) -> HfApi:
+        """The client of huggingface_hub, imported when it is needed: merging local adapters starts without it."""
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+
+        if self._progress is False and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+            disable_progress_bars()
+        return HfApi(
+            endpoint=self.endpoint, token=self._token, library_name="hub-merge", library_version=_own_version()
+        )
 
     def resolve(self, reference: Reference) -> PinnedRepo:
         """Return the repository of ``reference`` at the commit its revision has now.
