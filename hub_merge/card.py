@@ -19,7 +19,8 @@ import jinja2
 import yaml
 
 from hub_merge.bases import HUB_ID
-from hub_merge.errors import HubMergeError, MergeError
+from hub_merge.errors import MergeError
+from hub_merge.frontmatter import split_front_matter
 from hub_merge.licenses import LicenseVerdict, united
 from hub_merge.methods import Method, get_method
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Weight
@@ -412,7 +413,6 @@ def render_card(record: MergeRecord, *, repo_id: str | None = None, picture: str
 
 # --- an existing card -------------------------------------------------------------------------------------------------
 
-FRONT_MATTER = re.compile(r"\A\s*---\n(.*?)(?:\n|(?<=\A---\n))---[ \t]*(?:\n|\Z)", re.DOTALL)
 GENERATED = re.compile(rf"^{START}[ \t]*$.*?^{END}[ \t]*$", re.DOTALL | re.MULTILINE)
 MARKER = re.compile(rf"^(?:{START}|{END})[ \t]*\n?", re.MULTILINE)
 
@@ -430,8 +430,8 @@ def update_card(existing: str, new: str) -> str:
     Raises:
         HubMergeError: The metadata of ``existing`` is not a YAML mapping.
     """
-    old_data, old_body = _split(existing)
-    new_data, new_body = _split(new)
+    old_data, old_body = split_front_matter(existing)
+    new_data, new_body = split_front_matter(new)
     generated = new_body.strip()
     if GENERATED.search(old_body):
         body = GENERATED.sub(lambda _: generated, old_body, count=1).strip("\n")
@@ -449,28 +449,11 @@ def published_card(published: str, local: str) -> str:
     Raises:
         HubMergeError: The metadata of one of them is not a YAML mapping.
     """
-    _, body = _split(local)
+    _, body = split_front_matter(local)
     if not GENERATED.sub("", body, count=1).strip():
         return update_card(published, local)
-    data = _updated(_split(published)[0], _split(local)[0])
+    data = _updated(split_front_matter(published)[0], split_front_matter(local)[0])
     return f"---\n{_to_yaml(data)}---\n\n{body.strip()}\n"
-
-
-def _split(card: str) -> tuple[dict[str, Any], str]:
-    text = card.removeprefix("\ufeff").replace("\r\n", "\n")
-    found = FRONT_MATTER.match(text)
-    if found is None:
-        return {}, text
-    try:
-        data = yaml.safe_load(found[1])
-    except yaml.YAMLError as error:
-        raise HubMergeError(
-            f"The metadata of the existing README.md is not valid YAML: {error}", remedy="Mend or remove it."
-        ) from error
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise HubMergeError("The metadata of the existing README.md is not a mapping.", remedy="Mend or remove it.")
-    return data, text[found.end() :]
 
 
 def _updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,10 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from hub_merge.adapter import Adapter, FileDigest, Origin
 from hub_merge.errors import AdapterNotFound, HubMergeError
 from hub_merge.formats.peft import adapter_files, adapter_from_headers, open_folder
+from hub_merge.frontmatter import read_front_matter
 from hub_merge.layout import CARD_FILE, CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -136,14 +135,7 @@ def _origin(pinned: PinnedRepo, folder: Path | None) -> Origin:
 
 def _local_origin(folder: Path) -> Origin:
     """Return the origin of a local folder; its card may state a licence."""
-    from huggingface_hub.repocard import metadata_load
-
-    card = folder / CARD_FILE
-    try:
-        metadata = metadata_load(card) if card.is_file() else None
-    except (ValueError, OSError, yaml.YAMLError):
-        metadata = None
-    stated = (metadata or {}).get("license")
+    stated = read_front_matter(folder / CARD_FILE).get("license")
     return Origin(folder=folder, license=stated if isinstance(stated, str) else None)
 
 

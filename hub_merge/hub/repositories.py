@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hub_merge.frontmatter import read_front_matter
 from hub_merge.hub.references import Reference
 from hub_merge.layout import CARD_FILE
 
@@ -138,7 +139,7 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
             files[path.relative_to(snapshot).as_posix()] = RemoteFile(
                 path.stat().st_size, blob if SHA256.fullmatch(blob) else None
             )
-    card = _card(snapshot / CARD_FILE)
+    card = read_front_matter(snapshot / CARD_FILE)
     return PinnedRepo(
         reference.repo_id,
         reference.revision,
@@ -150,17 +151,6 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
         files=MappingProxyType(files),
         from_cache=True,
     )
-
-
-def _card(readme: Path) -> Mapping[str, Any]:
-    """Return the front matter of a card, empty if there is none that can be read."""
-    from huggingface_hub import metadata_load
-    from yaml import YAMLError
-
-    try:
-        return (metadata_load(readme) if readme.is_file() else None) or {}
-    except (ValueError, YAMLError):
-        return {}
 
 
 def stated_license(info: ModelInfo) -> str | None:
