@@ -390,9 +390,14 @@ def check_references(
 
 
 def score_references(
-    references: Sequence[str], *, hub: Hub, weights: Sequence[Weight] | None = None, progress: Progress = _silent
+    references: Sequence[str],
+    *,
+    hub: Hub,
+    weights: Sequence[Weight] | None = None,
+    exact_signs: bool = False,
+    progress: Progress = _silent,
 ) -> Scores:
-    """Return the scores of the adapters of ``references``.
+    """Return the scores of the adapters of ``references``; see ``score``.
 
     Raises:
         IncompatibleAdapters: Their deltas cannot be compared.
@@ -403,7 +408,8 @@ def score_references(
     blocking = [found for found in compatibility.report.problems if found.code not in comparable]
     if blocking:
         raise IncompatibleAdapters(Report.of(blocking))
-    return score(adapters, None if weights is None else _checked_weights(adapters, weights), spectra=True)
+    numbers = None if weights is None else _checked_weights(adapters, weights)
+    return score(adapters, numbers, spectra=True, exact_signs=exact_signs)
 
 
 def advise_on_references(

@@ -174,10 +174,17 @@ def check(
     help="Draw a heat map (.png, .svg or .pdf; needs matplotlib).",
 )
 @click.option("--modules", is_flag=True, help="With --json, add the scores of every module.")
+@click.option("--exact-signs", is_flag=True, help="Count conflicts of signs entry by entry; takes much longer.")
 @token_option
 @output_options
 def score(
-    out: Output, adapters: tuple[str, ...], weights: str | None, plot: Path | None, modules: bool, token: str | None
+    out: Output,
+    adapters: tuple[str, ...],
+    weights: str | None,
+    plot: Path | None,
+    modules: bool,
+    exact_signs: bool,
+    token: str | None,
 ) -> None:
     """Score how orthogonal the deltas of adapters are.
 
@@ -188,7 +195,9 @@ def score(
     from hub_merge.pipeline import score_references
 
     numbers = _numbers(weights, adapters)
-    scores = score_references(adapters, hub=_hub(out, token), weights=numbers, progress=out.progress())
+    scores = score_references(
+        adapters, hub=_hub(out, token), weights=numbers, exact_signs=exact_signs, progress=out.progress()
+    )
     if plot is not None:
         from hub_merge.plots import heat_map
 

@@ -41,7 +41,8 @@ PAIR_TABLES = {
         *("pair", "rms_cosine", "chance", "times_chance", "global_cosine", "a_rows"),
     ),
     "Where and how they overlap: left and right are the shares of common output and input directions": (
-        *("pair", "max_abs_cosine", "max_module", "left", "right", "norm_ratio", "sign_conflict", "shared_modules"),
+        *("pair", "max_abs_cosine", "max_module", "left", "right", "norm_ratio", "sign_conflict"),
+        *("exact_sign_conflict", "shared_modules"),
     ),
 }
 """What people see of a pair's score, by title; the other modes have all in one table."""
@@ -175,8 +176,11 @@ def print_scores(out: Output, scores: Scores, *, modules: bool) -> None:
         out.table(rows, tuple(rows[0]) if rows else ("pair", "rms_cosine"), main="rms_cosine")
     else:
         for title, columns in PAIR_TABLES.items() if rows else ():
-            out.table(rows, columns, title=title)
+            counted = any(row["exact_sign_conflict"] is not None for row in rows)
+            out.table(rows, [name for name in columns if counted or name != "exact_sign_conflict"], title=title)
         _print_retention(out, scores)
+        if scores.spectra is not None and scores.spectra.sti is not None:
+            out.line(f"Singular task interference (STI), mean over modules: {scores.spectra.sti:.4g}")
         _print_shared_starts(out, scores)
         out.line("The score describes geometry. Whether it predicts quality is contested: measure the composite.")
 
@@ -197,6 +201,7 @@ def _pair_row(pair: PairScore) -> dict[str, Any]:
         "a_rows_chance": pair.a_rows_chance,
         "norm_ratio": pair.norm_ratio,
         "sign_conflict": pair.sign_conflict,
+        "exact_sign_conflict": pair.exact_sign_conflict,
         "shared_modules": pair.shared_modules,
     }
 
@@ -361,15 +366,21 @@ def print_methods(out: Output, methods: Sequence[Method]) -> None:
 
 def print_method(out: Output, method: Method) -> None:
     """Explain one method."""
+    from hub_merge.methods.registry import PROMISES
+
     row = _method_row(method)
     if not out.human:
         out.fields(row if out.mode == "json" else {**row, "options": [option.name for option in method.options]})
         return
     shown = {name: row[name] for name in ("formula", "paper", "aliases", "presets", "most_adapters") if row[name]}
-    if "identity" in method.breaks:
-        shown["note"] = "it changes even a single adapter"
     out.fields({**shown, "rank": _default_rank(method)}, title=method.name, formats={"paper": _paper_address})
     out.line(f"\n{method.description}\n")
+    out.line("Promises, each tested:")
+    for promise in method.promises:
+        out.line(f"- {promise}")
+    for name in sorted(method.breaks):
+        out.line(f"! broken by its nature: {PROMISES[name]}")
+    out.line("")
     if method.options:
         out.table(row["options"], ["name", "takes", "default"], title="Options")
         first = method.options[0]
@@ -386,6 +397,7 @@ def _method_row(method: Method) -> dict[str, Any]:
         "default_rank": method.default_rank,
         "presets": list(method.presets),
         "most_adapters": method.most_adapters,
+        "promises": list(method.promises),
         "breaks": sorted(method.breaks),
         "options": [
             {"name": option.name, "takes": option.describe(), "default": option.default} for option in method.options

@@ -19,6 +19,7 @@ from hub_merge.adapter import LoraFactors
 from hub_merge.errors import MergeError, UnknownMethod
 
 __all__ = [
+    "PROMISES",
     "Bounds",
     "Coefficients",
     "DefaultRank",
@@ -38,8 +39,22 @@ DefaultRank = Literal["total", "largest"]
 """Rank of the result when none is asked for: the sum of the ranks of a module's parts, or the largest of them."""
 
 
-Promise = Literal["identity"]
-"""What a method may declare that it cannot keep: an adapter that is alone in a module comes back times its weight."""
+Promise = Literal["identity", "inputs", "seed", "order", "absent", "untrained", "precision", "memory", "rank"]
+
+PROMISES: Mapping[Promise, str] = types.MappingProxyType(
+    {
+        "identity": "an adapter that is alone in a module comes back times its weight",
+        "inputs": "the adapters' own factors are never written to",
+        "seed": "the same seed gives the same bytes",
+        "order": "the order of the adapters does not matter",
+        "absent": "an adapter without a module, or of weight zero, changes nothing there",
+        "untrained": "zero and rank-deficient factors give no NaN",
+        "precision": "factors of low precision are computed in float32 or better",
+        "memory": "no module is ever made dense",
+        "rank": "the result has at most the rank that was asked for",
+    }
+)
+"""What every method promises unless it declares that it breaks it; the test suite holds each method to each."""
 
 
 Coefficients = Callable[[Sequence[float], Sequence[bool]], Sequence[float]]
@@ -153,6 +168,11 @@ class Method:
     def summary(self) -> str:
         """First line of the function's docstring."""
         return inspect.getdoc(self.kernel).partition("\n")[0]  # type: ignore[union-attr]
+
+    @property
+    def promises(self) -> tuple[str, ...]:
+        """What the method keeps, in words."""
+        return tuple(text for name, text in PROMISES.items() if name not in self.breaks)
 
     @property
     def description(self) -> str:
