@@ -17,7 +17,7 @@ from hub_merge.findings import Finding, Report
 from hub_merge.gram import inner_products, stack
 from hub_merge.parallel import map_modules
 
-__all__ = ["Compatibility", "Coverage", "check"]
+__all__ = ["Compatibility", "Coverage", "check", "total_rank"]
 
 DOMINANT = 5.0
 """Ratio of norms from which the larger adapter drowns the smaller in a plain sum."""
@@ -113,7 +113,7 @@ def check(
         report=Report.of(findings, allow),
         base_model=asserted.model_id if asserted else known.pop() if len(known) == 1 else None,
         coverage=tuple(_coverage(adapters)),
-        total_rank=_total_rank(adapters),
+        total_rank=total_rank(adapters),
         norms=norms,
     )
 
@@ -302,7 +302,8 @@ def _group(module: str) -> str:
     return ".".join([part for part in module.split(".") if not part.isdigit()][-2:])
 
 
-def _total_rank(adapters: Sequence[Adapter]) -> int:
+def total_rank(adapters: Sequence[Adapter]) -> int:
+    """Return the rank of the exact sum: the largest sum of ranks over the modules."""
     ranks: Counter[str] = Counter()
     for adapter in adapters:
         ranks.update({name: spec.rank for name, spec in adapter.modules.items()})
@@ -310,7 +311,7 @@ def _total_rank(adapters: Sequence[Adapter]) -> int:
 
 
 def _serving_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
-    rank = _total_rank(adapters)
+    rank = total_rank(adapters)
     passed = [limit for limit in SERVED_RANKS if rank > limit]
     if passed:
         yield _caution(

@@ -13,8 +13,9 @@ from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
 from hub_merge.advise import Advice, advise
+from hub_merge.budgets import budget
 from hub_merge.card import published_card, render_card, update_card
-from hub_merge.compat import Compatibility, check
+from hub_merge.compat import Compatibility, check, total_rank
 from hub_merge.composite import Composite, compose
 from hub_merge.errors import (
     AdapterNotFound,
@@ -29,7 +30,7 @@ from hub_merge.errors import (
 )
 from hub_merge.findings import Finding, Report
 from hub_merge.formats.peft import open_folder, write_portable
-from hub_merge.formats.tensors import WRITABLE
+from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
 from hub_merge.methods import Method, get_method
@@ -55,6 +56,9 @@ __all__ = [
     "search",
     "verify",
 ]
+
+HEADER_BYTES = 1000
+"""More than two tensors take in the header of a file."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, what is done and what there is to do."""
@@ -96,6 +100,7 @@ def merge(
 
     Raises:
         IncompatibleAdapters: They do not fit together; the error lists every problem.
+        BudgetExceeded: There are more adapters, or they have a larger rank together, than a limit allows.
         UnknownMethod: No such method.
         MergeError: An option, rank or dtype that the method cannot use.
         RecipeError: Weights that are no numbers, or not one an adapter.
@@ -106,7 +111,7 @@ def merge(
     numbers = _checked_weights(adapters, weights)
     settings = chosen.parse_options(options)
     _require_choices(rank, dtype, seed)
-    named = unique_names(adapters)
+    named = _affordable(adapters)
     compatibility = check(named, base=base, allow=allow, canonical=canonical)
     if not compatibility.compatible:
         raise IncompatibleAdapters(compatibility.report)
@@ -122,6 +127,14 @@ def merge(
         compatibility=compatibility,
         allow=allow,
     )
+
+
+def _affordable(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters under unique names, or raise ``BudgetExceeded``; none of their numbers is read."""
+    limits = budget()
+    limits.require_adapters(len(adapters))
+    limits.require_rank(total_rank(adapters), "The exact sum")
+    return unique_names(adapters)
 
 
 def _with_cautions(
@@ -266,6 +279,7 @@ def save(
         progress: Told of each module that is written or compared.
 
     Raises:
+        BudgetExceeded: The file would be larger than a limit or the disk allows.
         OutputExists: ``folder`` exists and ``force`` is not set, or it is a parent's or holds something else too.
         ProofFailed: What was written is not what was asked for; nothing is left behind.
         IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
@@ -273,6 +287,7 @@ def save(
     composite = adapter if isinstance(adapter, Composite) else merge([adapter])
     folder = folder.expanduser()
     _require_no_parent(folder, composite)
+    _require_room(composite, folder)
     total = len(composite.modules)
     with staged(folder, force, PUBLISHED_FILES) as stage:
         write_portable(
@@ -307,6 +322,15 @@ def _require_no_parent(folder: Path, composite: Composite) -> None:
                 "--force.",
                 remedy="Choose another folder.",
             )
+
+
+def _require_room(composite: Composite, folder: Path) -> None:
+    """Raise ``BudgetExceeded`` if the file would be too large: every module is padded to the one rank."""
+    numbers = composite.rank * sum(sum(spec.shape) for spec in composite.modules.values())
+    size = numbers * dtype_named(composite.dtype).itemsize + HEADER_BYTES * len(composite.modules)
+    limits = budget()
+    limits.require_bytes(size, f"A composite of rank {composite.rank} in every module")
+    limits.require_disk(size, folder.parent, "The composite")
 
 
 def _counter(step: str, total: int, progress: Progress) -> Callable[[str], None]:
@@ -383,8 +407,9 @@ def check_references(
     if full:
         adapters = _open_all(references, hub, progress)
     else:
+        budget().require_adapters(len(references))
         adapters = [open_headers(reference, hub=hub).adapter for reference in references]
-    return check(unique_names(adapters), base=base, allow=allow, canonical=follow_renames(hub))
+    return check(_affordable(adapters), base=base, allow=allow, canonical=follow_renames(hub))
 
 
 def score_references(
@@ -395,7 +420,7 @@ def score_references(
     Raises:
         IncompatibleAdapters: Their deltas cannot be compared.
     """
-    adapters = unique_names(_open_all(references, hub, progress))
+    adapters = _affordable(_open_all(references, hub, progress))
     compatibility = check(adapters, canonical=follow_renames(hub))
     comparable = ("base_differs", "base_unknown", "task_differs", "trained_weights", "unknown_fields", "base_copy")
     blocking = [found for found in compatibility.report.problems if found.code not in comparable]
@@ -418,7 +443,7 @@ def advise_on_references(
     Raises:
         IncompatibleAdapters: They cannot be merged at all.
     """
-    adapters = unique_names(_open_all(references, hub, progress))
+    adapters = _affordable(_open_all(references, hub, progress))
     compatibility = check(adapters, base=base, allow=allow, canonical=follow_renames(hub))
     if not compatibility.compatible:
         raise IncompatibleAdapters(compatibility.report)
@@ -426,6 +451,7 @@ def advise_on_references(
 
 
 def _open_all(references: Sequence[str | Path], hub: Hub, progress: Progress) -> list[Adapter]:
+    budget().require_adapters(len(references))
     adapters = []
     for number, reference in enumerate(references):
         progress("pull", number, len(references))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING
 import yaml
 
 from hub_merge.adapter import Adapter, FileDigest, Origin
-from hub_merge.errors import AdapterNotFound, HubMergeError
-from hub_merge.formats.peft import adapter_files, adapter_from_headers, open_folder
+from hub_merge.budgets import budget
+from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError
+from hub_merge.formats.peft import adapter_files, adapter_from_headers, contained, open_folder
 from hub_merge.layout import CARD_FILE, CONFIG_FILE
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub, PinnedRepo, Reference
 
 __all__ = ["Opened", "digests", "file_digest", "open_adapter", "open_headers", "unique_names"]
+
+MAX_CARD = 100_000
+"""Bytes of the longest card whose licence is read; a parser of YAML takes seconds for a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +56,18 @@ def open_adapter(
 
     Raises:
         AdapterError: It is not there, damaged, or no LoRA.
+        BudgetExceeded: It is larger, or of a larger rank, than a limit allows.
         HubUnavailable: The Hub did not answer.
         RecipeError: ``reference`` names nothing.
     """
     if (folder := _local_folder(reference, subfolder)) is not None:
-        return _named_errors(str(reference), lambda: _open_local(folder))
+        return _affordable(_named_errors(str(reference), lambda: _open_local(folder)))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
     pulled = hub.pull(pinned, progress=progress)
     origin = _origin(pinned, pulled)
-    return _named_errors(str(reference), lambda: open_folder(pulled, name=_short_name(pinned), origin=origin))
+    return _affordable(
+        _named_errors(str(reference), lambda: open_folder(pulled, name=_short_name(pinned), origin=origin))
+    )
 
 
 def open_headers(
@@ -72,7 +79,7 @@ def open_headers(
     """
     if (folder := _local_folder(reference, subfolder)) is not None:
         adapter = _named_errors(str(reference), lambda: _open_local(folder))
-        return Opened(adapter, 0, sum(path.stat().st_size for path in _read_files(folder)))
+        return Opened(_affordable(adapter), 0, _size(folder))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
     remote = hub.read_headers(pinned)
     adapter = _named_errors(
@@ -81,7 +88,19 @@ def open_headers(
             remote.config, remote.headers, remote.sizes, name=_short_name(pinned), origin=_origin(pinned, None)
         ),
     )
-    return Opened(adapter, remote.bytes_read, len(remote.config) + sum(remote.sizes.values()))
+    size = len(remote.config) + sum(remote.sizes.values())
+    budget().require_bytes(size, str(reference))
+    return Opened(_affordable(adapter), remote.bytes_read, size)
+
+
+def _affordable(adapter: Adapter) -> Adapter:
+    """Return ``adapter``, or raise ``BudgetExceeded`` for its rank; none of its numbers is read."""
+    budget().require_rank(adapter.rank, adapter.name)
+    return adapter
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _read_files(folder))
 
 
 def _local_folder(reference: str | Path, subfolder: str | None) -> Path | None:
@@ -99,7 +118,8 @@ def _open_local(folder: Path) -> Adapter:
         inside = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f"Folders inside that have one: {', '.join(inside[:8])}." if inside else "Name the adapter's own folder."
         raise AdapterNotFound(f"The folder holds no {CONFIG_FILE}.", remedy=hint)
-    return open_folder(folder, name=folder.resolve().name, origin=_local_origin(folder))
+    name = "".join(char if char.isprintable() else "_" for char in folder.resolve().name)
+    return open_folder(folder, name=name, origin=_local_origin(folder))
 
 
 def _named_errors(reference: str, opening: Callable[[], Adapter]) -> Adapter:
@@ -140,10 +160,11 @@ def _local_origin(folder: Path) -> Origin:
 
     card = folder / CARD_FILE
     try:
-        metadata = metadata_load(card) if card.is_file() else None
-    except (ValueError, OSError, yaml.YAMLError):
+        readable = card.is_file() and contained(folder, CARD_FILE).stat().st_size <= MAX_CARD
+        metadata = metadata_load(card) if readable else None
+    except (ValueError, OSError, RecursionError, yaml.YAMLError, AdapterFormatError):
         metadata = None
-    stated = (metadata or {}).get("license")
+    stated = metadata.get("license") if isinstance(metadata, Mapping) else None
     return Origin(folder=folder, license=stated if isinstance(stated, str) else None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -9,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
 from hub_merge.hub.contents import adapter_files, matching_files, weight_files
 from hub_merge.hub.failures import Asked, offline, translated
@@ -102,7 +104,8 @@ class Hub:
         Raises:
             AdapterNotFound: The folder holds no adapter or no file of those names, or there is no right to read it.
             UnsupportedAdapter: It holds something else, or the weights as a pickle only.
-            AdapterFormatError: A file has not the size that the repository states.
+            AdapterFormatError: A file is not the one that the repository describes.
+            BudgetExceeded: The files are larger than a limit or the disk allows; nothing was downloaded.
             HubUnavailable: The Hub did not answer, or the cache does not hold all of it while offline.
         """
         names = adapter_files(pinned) if patterns is None else matching_files(pinned, patterns)
@@ -111,6 +114,7 @@ class Hub:
                 f"{pinned.label} has no file that matches {', '.join(patterns or ())}.",
                 remedy=f"See {self.endpoint}/{pinned.repo_id}/tree/{pinned.commit} .",
             )
+        self._require_room(pinned, names)
         paths = [self._download(pinned, name, progress) for name in names]
         if not pinned.from_cache:
             self._remember(pinned)
@@ -267,8 +271,17 @@ class Hub:
     def _cache_of(self, repo_id: str) -> Path:
         return self._cache_dir / f"models--{repo_id.replace('/', '--')}"
 
+    def _require_room(self, pinned: PinnedRepo, names: Iterable[str]) -> None:
+        sizes = {name: pinned.files[pinned.path(name)].size for name in names}
+        missing = sum(size for name, size in sizes.items() if not has_size(self.cached_path(pinned, name), size))
+        limits = budget()
+        limits.require_bytes(sum(sizes.values()), pinned.label)
+        if missing:
+            limits.require_disk(missing, self._cache_dir, pinned.label)
+
     def _download(self, pinned: PinnedRepo, name: str, progress: bool) -> Path:
-        target, size = self.cached_path(pinned, name), pinned.files[pinned.path(name)].size
+        file = pinned.files[pinned.path(name)]
+        target, size = self.cached_path(pinned, name), file.size
         if has_size(target, size):
             return target
         download = partial(
@@ -282,6 +295,7 @@ class Hub:
         )
         self.ask(download, pinned.repo_id, f"{pinned.label} ({name})")
         if has_size(target, size):
+            _require_digest(target, file.sha256, f"{pinned.label} ({name})")
             return target
         raise AdapterFormatError(
             f"{pinned.label} ({name}) arrived with a size other than the {size} bytes that the repository states.",
@@ -352,6 +366,21 @@ class _Reader:
         repo_id, commit = self._pinned.repo_id, self._pinned.commit
         url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._hub.endpoint)
         return fetch_range(url, self._hub.headers(), start, end)
+
+
+def _require_digest(target: Path, sha256: str | None, subject: str) -> None:
+    """Raise ``AdapterFormatError`` and forget the download if its content is not what the repository describes."""
+    if sha256 is None:
+        return
+    with target.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != sha256:
+        target.resolve().unlink()
+        target.unlink(missing_ok=True)
+        raise AdapterFormatError(
+            f"{subject} arrived with sha256 {found[:12]}…, but the repository describes {sha256[:12]}….",
+            remedy="Do not use it; if it persists, tell its author and the Hub.",
+        )
 
 
 def has_size(file: Path, size: int) -> bool:

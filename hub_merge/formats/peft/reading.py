@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hub_merge.adapter import Adapter, LoraFactors, ModuleKind, ModuleSpec, Origin
+from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
 from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, parse_config, read_scalings
-from hub_merge.formats.peft.files import adapter_files
+from hub_merge.formats.peft.files import adapter_files, contained
 from hub_merge.formats.peft.targets import safe_targets, target_findings
+from hub_merge.formats.strict_json import parse_json, read_bounded
 from hub_merge.formats.tensors import (
     HeaderStore,
     JoinedStore,
@@ -24,12 +25,18 @@ from hub_merge.formats.tensors import (
     parse_header,
     widest,
 )
-from hub_merge.layout import CONFIG_FILE
+from hub_merge.layout import CONFIG_FILE, TOKENIZER_FILES
 
-__all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder"]
+__all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder", "read_tokens"]
+
+MAX_TOKENS = 4_000_000
+"""Bytes of the longest file of a tokenizer that is read; Gemma's has 1.2 million."""
 
 WRAPPERS = re.compile(r"(?:module\.)?(?:base_model\.(?:model\.)?)?(?:module\.)?")
 """PEFT's prefix, with that of DistributedDataParallel around or inside it."""
+
+NAME = re.compile(r"[\w-]+(?:\.[\w-]+)*")
+"""What a module of torch may be called here: parts without dots, quotes, slashes, spaces or invisible characters."""
 
 FACTOR = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<side>[AB])(?:\.[^.]+)?\.weight|lora_embedding_(?P<embedding_side>[AB])(?:\.[^.]+)?)"
@@ -95,6 +102,8 @@ def _spec(
 ) -> ModuleSpec | Finding:
     """Return what the module is, or why it cannot be used."""
     a, b = (infos.get(pair.keys.get(side, "")) for side in "AB")
+    if not NAME.fullmatch(module):
+        return note("module_name", ascii(module)[:80], "the name is not that of a module", "letters, digits, _ and -")
     if a is None or b is None:
         missing = "lora_A" if a is None else "lora_B"
         return note("missing_factor", module, f"{missing} is missing", "both factors", "Ask its author to upload it.")
@@ -156,6 +165,7 @@ def adapter_from_tensors(
 
     pairs, others = _sort_keys(store.infos)
     scalings = read_scalings(config)
+    scalings.require_cheap(pairs)
     sorted_out = {module: _spec(module, pairs[module], store.infos, scalings, note) for module in sorted(pairs)}
     specs = {module: spec for module, spec in sorted_out.items() if isinstance(spec, ModuleSpec)}
     findings = [
@@ -197,10 +207,13 @@ def open_folder(folder: Path, *, name: str, origin: Origin) -> Adapter:
 
     Raises:
         AdapterFormatError: A file is missing or damaged.
+        BudgetExceeded: The weights are larger than a limit allows.
         UnsupportedAdapter: It is not a LoRA adapter with safetensors weights.
     """
-    config = parse_config((folder / CONFIG_FILE).read_bytes())
-    store = JoinedStore(SafetensorsStore(folder / file) for file in adapter_files(folder)[1:])
+    config = parse_config(read_bounded(contained(folder, CONFIG_FILE), most=MAX_CONFIG))
+    paths = [folder / file for file in adapter_files(folder)[1:]]
+    budget().require_bytes(sum(path.stat().st_size for path in paths), name)
+    store = JoinedStore(map(SafetensorsStore, paths))
     return adapter_from_tensors(config, store, name=name, origin=origin, added_tokens=_added_tokens(folder))
 
 
@@ -222,20 +235,27 @@ def adapter_from_headers(
 
 def _added_tokens(folder: Path) -> dict[int, str]:
     """Return the tokens that the adapter's tokenizer files add to or mark in the vocabulary, by id."""
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return read_tokens({name: read_bounded(contained(folder, name), most=MAX_TOKENS) for name in present})
+
+
+def read_tokens(files: Mapping[str, bytes]) -> dict[int, str]:
+    """Return the tokens that tokenizer files, by name, add to or mark in the vocabulary, by id.
+
+    Raises:
+        AdapterFormatError: One of them does not parse.
+    """
     tokens: dict[int, str] = {}
-    for file in ("tokenizer_config.json", "added_tokens.json"):
-        path = folder / file
-        if not path.is_file() or path.stat().st_size > 20 * MAX_CONFIG:
-            continue
+    for name, text in files.items():
+        content = parse_json(text, name, most=MAX_TOKENS)
         try:
-            content = json.loads(path.read_bytes().decode("utf-8-sig"))
-            if file == "added_tokens.json":
+            if name == "added_tokens.json":
                 tokens |= {int(number): str(token) for token, number in content.items()}
             else:
                 decoder = content.get("added_tokens_decoder") or {}
                 tokens |= {int(number): str(token["content"]) for number, token in decoder.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise AdapterFormatError(
-                f"{file} of the adapter does not parse: {error!r}.", remedy="Remove or repair that file."
+                f"{name} of the adapter names no tokens: {error!r}.", remedy="Remove or repair that file."
             ) from error
     return tokens
