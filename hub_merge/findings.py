@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from hub_merge.privacy import one_line
+
 __all__ = ["Finding", "Report"]
 
 Severity = Literal["problem", "caution"]
@@ -14,6 +16,8 @@ Severity = Literal["problem", "caution"]
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One observation about one adapter, or about the set when ``adapter`` is empty.
+
+    Whatever of it comes from the adapter's files is told without local paths, tokens and invisible characters.
 
     Attributes:
         severity: ``problem`` blocks a merge, ``caution`` informs.
@@ -34,6 +38,10 @@ class Finding:
     expected: str
     remedy: str
     overrule: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("adapter", "where", "seen", "expected", "remedy"):
+            object.__setattr__(self, name, one_line(getattr(self, name)))
 
     def describe(self) -> str:
         """Return the finding as one line."""

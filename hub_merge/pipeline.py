@@ -29,7 +29,7 @@ from hub_merge.errors import (
     RecipeError,
 )
 from hub_merge.findings import Finding, Report
-from hub_merge.formats.peft import open_folder, write_portable
+from hub_merge.formats.peft import contained, open_folder, write_portable
 from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
@@ -512,7 +512,7 @@ def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) ->
     """
     picture = PICTURE_FILE if (folder / PICTURE_FILE).is_file() else None
     text = render_card(read_record(folder), repo_id=repo_id, picture=picture)
-    path = folder / CARD_FILE
+    path = contained(folder, CARD_FILE)
     if path.is_file():
         text = update_card(path.read_text(encoding="utf-8"), text)
     if write:
@@ -541,6 +541,7 @@ def push_folder(
 
     Raises:
         AdapterNotFound: The folder holds no composite.
+        AdapterFormatError: A file of it is a link that leads out of it.
         PublishError: The Hub refused, or the repository changed meanwhile.
     """
     record = read_record(folder)
@@ -555,7 +556,7 @@ def push_folder(
         folder,
         repo_id,
         hub=hub,
-        files=[name for name in PUBLISHED_FILES if (folder / name).is_file()],
+        files=[name for name in PUBLISHED_FILES if contained(folder, name).is_file()],
         private=private,
         create_pr=create_pr,
         commit_message=commit_message,

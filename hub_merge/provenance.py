@@ -12,6 +12,8 @@ from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.errors import AdapterNotFound, ProofFailed
+from hub_merge.formats.peft import contained
+from hub_merge.formats.strict_json import read_bounded
 from hub_merge.layout import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from hub_merge.hub import Hub
 
 __all__ = ["build_record", "read_record", "reopen", "require_files"]
+
+MAX_RECORD = 10_000_000
+"""Bytes of the longest record that is read; one of 64 parents has two million."""
 
 
 def build_record(
@@ -95,6 +100,7 @@ def read_record(folder: Path) -> MergeRecord:
     Raises:
         AdapterNotFound: It has none.
         RecipeError: It is damaged, or of a newer version.
+        AdapterFormatError: It is too long, or a link that leads out of the folder.
     """
     path = folder / RECORD_FILE
     if not path.is_file():
@@ -102,7 +108,7 @@ def read_record(folder: Path) -> MergeRecord:
             f"{folder.name} has no {RECORD_FILE}, so it is no composite of hub-merge.",
             remedy="Merge again with this version.",
         )
-    return MergeRecord.from_json(path.read_bytes())
+    return MergeRecord.from_json(read_bounded(contained(folder, RECORD_FILE), most=MAX_RECORD))
 
 
 def reopen(parent: Parent, local: Sequence[Adapter], hub: Hub) -> Adapter:

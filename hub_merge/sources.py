@@ -158,6 +158,8 @@ def _local_origin(folder: Path) -> Origin:
     """Return the origin of a local folder; its card may state a licence."""
     from huggingface_hub.repocard import metadata_load
 
+    from hub_merge.hub.repositories import is_license
+
     card = folder / CARD_FILE
     try:
         readable = card.is_file() and contained(folder, CARD_FILE).stat().st_size <= MAX_CARD
@@ -165,7 +167,7 @@ def _local_origin(folder: Path) -> Origin:
     except (ValueError, OSError, RecursionError, yaml.YAMLError, AdapterFormatError):
         metadata = None
     stated = metadata.get("license") if isinstance(metadata, Mapping) else None
-    return Origin(folder=folder, license=stated if isinstance(stated, str) else None)
+    return Origin(folder=folder, license=stated if isinstance(stated, str) and is_license(stated) else None)
 
 
 def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
-errors layout
+errors layout privacy
 budgets findings
 adapter recipe parallel staging
 gram

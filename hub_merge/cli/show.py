@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_merge.bases import read_base
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _listing_row(listing: Listing) -> dict[str, Any]:
     return {
         "id": listing.repo_id,
         "commit": listing.commit,
-        "base_model": listing.base_model,
+        "base_model": listing.base_model and read_base(listing.base_model).label,
         "task": listing.task_type,
         "license": listing.license,
         "downloads": listing.downloads,
@@ -96,7 +97,7 @@ def _inspection(opened: Opened) -> dict[str, Any]:
         "adapter": adapter.name,
         "repo_id": adapter.origin.repo_id,
         "commit": adapter.origin.commit,
-        "base_model": adapter.base_model,
+        "base_model": read_base(adapter.base_model).label,
         "task_type": adapter.task_type,
         "license": adapter.origin.license,
         "modules": len(specs),

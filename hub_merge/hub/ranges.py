@@ -42,7 +42,8 @@ class RemoteHeaders:
 def fetch_range(url: str, headers: Mapping[str, str], start: int, end: int) -> bytes:
     """Return the bytes ``start`` to ``end`` of what is at ``url``, and never read more than ``end`` bytes.
 
-    The client drops the token when it is sent on to another origin.
+    The client drops the token when it is sent on to another origin. What arrives is not unpacked, whatever the server
+    says of it.
     """
     from httpx2 import RemoteProtocolError
     from huggingface_hub import get_session, hf_raise_for_status
@@ -52,7 +53,7 @@ def fetch_range(url: str, headers: Mapping[str, str], start: int, end: int) -> b
         hf_raise_for_status(response)
         skipped = start if response.status_code == 200 else 0
         content = bytearray()
-        for chunk in response.iter_bytes():
+        for chunk in response.iter_raw():
             content += chunk
             if len(content) >= skipped + end - start:
                 break

@@ -16,9 +16,20 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
-__all__ = ["PinnedRepo", "RemoteFile", "cached_repo", "pinned_repo", "stated_base_models", "stated_license"]
+__all__ = [
+    "PinnedRepo",
+    "RemoteFile",
+    "cached_repo",
+    "is_license",
+    "pinned_repo",
+    "stated_base_models",
+    "stated_license",
+]
 
 BASE_TAG = re.compile(r"base_model:(?:(?:adapter|finetune|quantized|merge):)?(?P<id>[^:]+)")
+MOST_CARD = 100_000
+"""Bytes of the longest card that is read from the cache; a parser of YAML takes seconds for a megabyte."""
+LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+_-]{0,59}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -144,7 +155,7 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
         reference.revision,
         commit,
         reference.subfolder,
-        license=next(iter(_texts(card.get("license"))), None),
+        license=next(filter(is_license, _texts(card.get("license"))), None),
         author=reference.repo_id.split("/", maxsplit=1)[0],
         base_models=tuple(_texts(card.get("base_model"))),
         files=MappingProxyType(files),
@@ -158,8 +169,9 @@ def _card(readme: Path) -> Mapping[str, Any]:
     from yaml import YAMLError
 
     try:
-        return (metadata_load(readme) if readme.is_file() else None) or {}
-    except (ValueError, YAMLError):
+        readable = readme.is_file() and readme.stat().st_size <= MOST_CARD
+        return (metadata_load(readme) if readable else None) or {}
+    except (ValueError, RecursionError, YAMLError):
         return {}
 
 
@@ -167,7 +179,12 @@ def stated_license(info: ModelInfo) -> str | None:
     """Return the licence that a repository states in its card, else in its tags."""
     stated = _texts(info.card_data.get("license") if info.card_data else None)
     tagged = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
-    return next(iter([*stated, *tagged]), None)
+    return next((text for text in [*stated, *tagged] if is_license(text)), None)
+
+
+def is_license(text: str) -> bool:
+    """Whether ``text`` can be the identifier of a licence; whatever else a card has there is not passed on."""
+    return LICENSE.fullmatch(text) is not None
 
 
 def stated_base_models(info: ModelInfo) -> tuple[str, ...]:

@@ -35,6 +35,9 @@ MAX_TOKENS = 4_000_000
 WRAPPERS = re.compile(r"(?:module\.)?(?:base_model\.(?:model\.)?)?(?:module\.)?")
 """PEFT's prefix, with that of DistributedDataParallel around or inside it."""
 
+TASK_TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
+REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(?:/[\w.-]{1,99}){0,3}")
+
 NAME = re.compile(r"[\w-]+(?:\.[\w-]+)*")
 """What a module of torch may be called here: parts without dots, quotes, slashes, spaces or invisible characters."""
 
@@ -173,6 +176,7 @@ def adapter_from_tensors(
         *(spec for spec in sorted_out.values() if isinstance(spec, Finding)),
         *_leftover_findings(others, note),
         *target_findings(config, scalings, specs, name),
+        *_task_findings(config, name),
     ]
     if not pairs:
         findings.append(note("no_factors", "", "the file holds no LoRA factors", "lora_A and lora_B tensors"))
@@ -186,8 +190,8 @@ def adapter_from_tensors(
         modules=specs,
         load=load,
         base_model=_text(config.get("base_model_name_or_path")) or None,
-        base_revision=_text(config.get("revision")),
-        task_type=_text(config.get("task_type")),
+        base_revision=_text_like(REVISION, config.get("revision")),
+        task_type=_text_like(TASK_TYPE, config.get("task_type")),
         target_modules=safe_targets(config, specs),
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         findings=tuple(findings),
@@ -200,6 +204,17 @@ def adapter_from_tensors(
 def _text(value: object) -> str | None:
     """Return plain text, also for the text enumerations of PEFT, or ``None`` for anything else."""
     return str.__str__(value) if isinstance(value, str) else None
+
+
+def _text_like(form: re.Pattern[str], value: object) -> str | None:
+    text = _text(value)
+    return text if text and form.fullmatch(text) else None
+
+
+def _task_findings(config: Mapping[str, Any], name: str) -> Iterator[Finding]:
+    if config.get("task_type") and _text_like(TASK_TYPE, config["task_type"]) is None:
+        seen, expected = "task_type is not the name of a task", "one of PEFT's, such as CAUSAL_LM"
+        yield Finding("caution", "task_unknown", name, "task_type", seen, expected, "It is left out.")
 
 
 def open_folder(folder: Path, *, name: str, origin: Origin) -> Adapter:
