@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from hub_merge.privacy import one_line
 
-__all__ = ["Finding", "Report"]
+__all__ = ["Finding", "Report", "caution", "problem"]
 
 Severity = Literal["problem", "caution"]
 
@@ -55,6 +55,18 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain data for JSON."""
         return asdict(self)
+
+
+def problem(
+    code: str, where: str, seen: str, expected: str, remedy: str, *, adapter: str = "", overrule: str | None = None
+) -> Finding:
+    """Return a finding that blocks a merge."""
+    return Finding("problem", code, adapter, where, seen, expected, remedy, overrule)
+
+
+def caution(code: str, where: str, seen: str, expected: str = "", remedy: str = "", *, adapter: str = "") -> Finding:
+    """Return a finding that informs."""
+    return Finding("caution", code, adapter, where, seen, expected, remedy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,19 +33,21 @@ from hub_merge.formats.peft import contained, open_folder, write_portable
 from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
+from hub_merge.lineage import Standing, standings
 from hub_merge.methods import Method, get_method
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Weight, checked_weight
 from hub_merge.scores import Scores, score
-from hub_merge.sources import open_adapter, open_headers, unique_names
+from hub_merge.sources import Opened, open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
 
 __all__ = [
     "advise_on_references",
     "card_of",
     "check_references",
+    "inspect_reference",
     "merge",
     "merge_to_folder",
     "push",
@@ -62,6 +64,9 @@ HEADER_BYTES = 1000
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, what is done and what there is to do."""
+
+Follow = Callable[[str], str | None]
+"""Gives one Hub id for another, ``None`` for none."""
 
 
 def _silent(step: str, done: int, total: int) -> None:
@@ -81,7 +86,8 @@ def merge(
     dtype: str | None = None,
     base: str | None = None,
     allow: Sequence[str] = (),
-    canonical: Callable[[str], str | None] | None = None,
+    canonical: Follow | None = None,
+    original: Follow | None = None,
     **options: Any,
 ) -> Composite:
     """Return the composite of ``adapters``. Its factors are computed when they are asked for or saved.
@@ -96,6 +102,7 @@ def merge(
         base: Hub id that you assert to be the base of all adapters.
         allow: Codes of findings that you accept, such as ``task_differs``.
         canonical: Follows renames of a Hub id, such as ``Hub().canonical``.
+        original: Tells which model a quantised copy was made from, such as ``Hub().original``.
         **options: Options of the method.
 
     Raises:
@@ -112,7 +119,7 @@ def merge(
     settings = chosen.parse_options(options)
     _require_choices(rank, dtype, seed)
     named = _affordable(adapters)
-    compatibility = check(named, base=base, allow=allow, canonical=canonical)
+    compatibility = check(named, base=base, allow=allow, canonical=canonical, original=original)
     if not compatibility.compatible:
         raise IncompatibleAdapters(compatibility.report)
     compatibility = _with_cautions(compatibility, chosen, numbers, settings, rank)
@@ -198,7 +205,7 @@ def run(
     get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
     _require_choices(recipe.rank, recipe.dtype, recipe.seed)
     adapters = _open_all(_references(recipe, folder, parents), hub, progress)
-    return _carry_out(recipe, adapters, canonical=follow_renames(hub))
+    return _carry_out(recipe, adapters, *followers(hub))
 
 
 def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> list[str | Path]:
@@ -220,7 +227,7 @@ def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> 
 
 
 def _carry_out(
-    recipe: Recipe, adapters: Sequence[Adapter], canonical: Callable[[str], str | None] | None = None
+    recipe: Recipe, adapters: Sequence[Adapter], canonical: Follow | None = None, original: Follow | None = None
 ) -> Composite:
     return merge(
         adapters,
@@ -232,26 +239,41 @@ def _carry_out(
         base=recipe.base_model,
         allow=recipe.allow,
         canonical=canonical,
+        original=original,
         **recipe.options,
     )
 
 
-def follow_renames(hub: Hub) -> Callable[[str], str | None] | None:
-    """Return what follows renames of base models on the Hub; a Hub that does not answer leaves a name as it is."""
+def followers(hub: Hub) -> tuple[Follow | None, Follow | None]:
+    """Return what follows renames and what follows copies of base models on the Hub; nothing does while offline.
+
+    A Hub that does not answer leaves a name as it is, and is not asked again.
+    """
     if hub.offline:
-        return None
+        return None, None
 
     answers = True
 
-    def canonical(model_id: str) -> str | None:
-        nonlocal answers
-        try:
-            return hub.canonical(model_id) if answers else None
-        except HubUnavailable:
-            answers = False  # the next name would only wait as long again
-            return None
+    def patient(follow: Follow) -> Follow:
+        def followed(model_id: str) -> str | None:
+            nonlocal answers
+            try:
+                return follow(model_id) if answers else None
+            except HubUnavailable:
+                answers = False
+                return None
 
-    return canonical
+        return followed
+
+    return patient(hub.canonical), patient(hub.original)
+
+
+def _checked(
+    adapters: Sequence[Adapter], hub: Hub, base: str | None = None, allow: Sequence[str] = ()
+) -> Compatibility:
+    """Return whether the adapters fit together, their bases followed on the Hub."""
+    canonical, original = followers(hub)
+    return check(adapters, base=base, allow=allow, canonical=canonical, original=original)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -409,7 +431,14 @@ def check_references(
     else:
         budget().require_adapters(len(references))
         adapters = [open_headers(reference, hub=hub).adapter for reference in references]
-    return check(_affordable(adapters), base=base, allow=allow, canonical=follow_renames(hub))
+    return _checked(_affordable(adapters), hub, base, allow)
+
+
+def inspect_reference(reference: str, *, hub: Hub, revision: str | None = None) -> tuple[Opened, Standing]:
+    """Return one adapter by its headers, and what its base model stands for."""
+    opened = open_headers(reference, revision=revision, hub=hub)
+    canonical, original = followers(hub)
+    return opened, standings([opened.adapter], canonical=canonical, original=original)[0]
 
 
 def score_references(
@@ -421,7 +450,7 @@ def score_references(
         IncompatibleAdapters: Their deltas cannot be compared.
     """
     adapters = _affordable(_open_all(references, hub, progress))
-    compatibility = check(adapters, canonical=follow_renames(hub))
+    compatibility = _checked(adapters, hub)
     comparable = ("base_differs", "base_unknown", "task_differs", "trained_weights", "unknown_fields", "base_copy")
     blocking = [found for found in compatibility.report.problems if found.code not in comparable]
     if blocking:
@@ -444,7 +473,7 @@ def advise_on_references(
         IncompatibleAdapters: They cannot be merged at all.
     """
     adapters = _affordable(_open_all(references, hub, progress))
-    compatibility = check(adapters, base=base, allow=allow, canonical=follow_renames(hub))
+    compatibility = _checked(adapters, hub, base, allow)
     if not compatibility.compatible:
         raise IncompatibleAdapters(compatibility.report)
     return advise(adapters, score(adapters), compatibility, max_rank=max_rank)

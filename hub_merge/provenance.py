@@ -33,8 +33,10 @@ def build_record(
     composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None
 ) -> MergeRecord:
     """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
+    bases = {standing.adapter: standing.stands_for for standing in composite.compatibility.bases}
     parents = tuple(
-        _parent(parent, weight) for parent, weight in zip(composite.parents, composite.weights, strict=True)
+        _parent(parent, weight, bases.get(parent.name))
+        for parent, weight in zip(composite.parents, composite.weights, strict=True)
     )
     recipe = Recipe(
         merge_method=composite.method.name,
@@ -65,7 +67,7 @@ def build_record(
     )
 
 
-def _parent(adapter: Adapter, weight: Weight) -> Parent:
+def _parent(adapter: Adapter, weight: Weight, base: str | None) -> Parent:
     origin = adapter.origin
     scalings = [spec.scaling for spec in adapter.modules.values()] or [0.0]
     return Parent(
@@ -84,6 +86,7 @@ def _parent(adapter: Adapter, weight: Weight) -> Parent:
         scalings=(min(scalings), max(scalings)),
         modules=len(adapter.modules),
         task_type=adapter.task_type,
+        base_stands_for=base,
     )
 
 

@@ -14,11 +14,11 @@ PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
 errors layout privacy
-budgets findings
+bases budgets findings
 adapter recipe parallel staging
 gram
-clustering elementwise spectra formats hub bases
-coordinates scores
+clustering elementwise spectra formats hub
+coordinates lineage scores
 methods
 compat licenses
 advise composite sources

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from hub_merge.compat import Compatibility
     from hub_merge.findings import Finding, Report
     from hub_merge.hub import Listing
+    from hub_merge.lineage import Standing
     from hub_merge.methods import Method
     from hub_merge.proof import Proof
     from hub_merge.publish import Published
@@ -80,9 +81,9 @@ def _listing_row(listing: Listing) -> dict[str, Any]:
     }
 
 
-def print_inspection(out: Output, opened: Opened) -> None:
+def print_inspection(out: Output, opened: Opened, base: Standing) -> None:
     """Print what one adapter is."""
-    values, findings = _inspection(opened), opened.adapter.findings
+    values, findings = _inspection(opened, base), opened.adapter.findings
     if out.mode == "json":
         out.document({**values, "findings": [found.to_dict() for found in findings]})
         return
@@ -90,14 +91,16 @@ def print_inspection(out: Output, opened: Opened) -> None:
     _print_findings(out, findings)
 
 
-def _inspection(opened: Opened) -> dict[str, Any]:
+def _inspection(opened: Opened, base: Standing) -> dict[str, Any]:
     adapter, specs = opened.adapter, list(opened.adapter.modules.values())
     groups = Counter(f"{spec.name.rpartition('.')[2]} {spec.shape[0]}x{spec.shape[1]}" for spec in specs)
     return {
         "adapter": adapter.name,
         "repo_id": adapter.origin.repo_id,
         "commit": adapter.origin.commit,
-        "base_model": read_base(adapter.base_model).label,
+        "base_model": base.stands_for,
+        "trained_on": base.trained_on,
+        "base_known_by": base.how,
         "task_type": adapter.task_type,
         "license": adapter.origin.license,
         "modules": len(specs),
@@ -133,6 +136,7 @@ def print_compatibility(out: Output, result: Compatibility, references: Sequence
     if out.mode == "json":
         out.document(result.to_dict())
     elif out.human:
+        _print_bases(out, result)
         _print_coverage(out, result)
         _print_findings(out, result.report.findings)
         _print_verdict(out, result.report, result.base_model)
@@ -141,6 +145,14 @@ def print_compatibility(out: Output, result: Compatibility, references: Sequence
         out.table(rows, ["code", "severity", "adapter", "what"])
     if result.compatible and len(references) > 1:
         out.hint(f"hub-merge score {shlex.join(references)}")
+
+
+def _print_bases(out: Output, result: Compatibility) -> None:
+    rows = [
+        {"adapter": base.adapter, "trained_on": base.trained_on, "stands_for": base.stands_for, "known_by": base.how}
+        for base in result.bases
+    ]
+    out.table(rows, ["adapter", "trained_on", "stands_for", "known_by"], title="Base models")
 
 
 def _print_coverage(out: Output, result: Compatibility) -> None:

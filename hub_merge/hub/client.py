@@ -17,7 +17,7 @@ from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
 from hub_merge.hub.ranges import MOST_TEXT, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
-from hub_merge.hub.repositories import PinnedRepo, cached_repo, pinned_repo, stated_license
+from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo, stated_license
 from hub_merge.hub.transport import retried, time_limit
 from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
@@ -28,6 +28,8 @@ __all__ = ["Hub"]
 
 Answer = TypeVar("Answer")
 
+MOST_COPIES = 4
+"""Copies of copies that are followed to the model they were made from."""
 LEAST_TIME_TO_WRITE = 120.0
 """Seconds: the Hub may think long about a commit, and giving up early would leave its fate open."""
 
@@ -157,6 +159,23 @@ class Hub:
         """
         info = self._model(model_id)
         return info.id if info else None
+
+    def original(self, model_id: str) -> str | None:
+        """Return the model that ``model_id`` is a copy of, ``None`` if its card does not say that it is one.
+
+        A copy is what its card calls quantised, or what has the name of its base but for the owner and an ending such
+        as ``-bnb-4bit``; a fine-tune is none. Copies of copies are followed a few times, and never in a circle.
+
+        Raises:
+            HubUnavailable: The Hub did not answer.
+        """
+        chain = [model_id]
+        while len(chain) <= MOST_COPIES and (info := self._model(chain[-1])):
+            source = copied_from(info)
+            if source is None or (source := self.canonical(source) or source) in chain:
+                break
+            chain.append(source)
+        return chain[-1] if len(chain) > 1 else None
 
     def model_license(self, model_id: str) -> str | None:
         """Return the licence that a model states, ``None`` if it is unknown.
@@ -375,12 +394,20 @@ def _require_digest(target: Path, sha256: str | None, subject: str) -> None:
     with target.open("rb") as content:
         found = hashlib.file_digest(content, "sha256").hexdigest()
     if found != sha256:
-        target.resolve().unlink()
-        target.unlink(missing_ok=True)
+        _forget(target)
         raise AdapterFormatError(
             f"{subject} arrived with sha256 {found[:12]}…, but the repository describes {sha256[:12]}….",
             remedy="Do not use it; if it persists, tell its author and the Hub.",
         )
+
+
+def _forget(target: Path) -> None:
+    """Remove a file of the cache, and every link on the way to it."""
+    while target.is_symlink():
+        following = target.parent / target.readlink()
+        target.unlink()
+        target = following
+    target.unlink(missing_ok=True)
 
 
 def has_size(file: Path, size: int) -> bool:

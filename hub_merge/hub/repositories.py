@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hub_merge.bases import same_name
 from hub_merge.hub.references import Reference
 from hub_merge.layout import CARD_FILE
 
@@ -193,6 +194,17 @@ def stated_base_models(info: ModelInfo) -> tuple[str, ...]:
     card_ids = _texts(info.card_data.get("base_model") if info.card_data else None)
     tag_ids = [match["id"] for match in map(BASE_TAG.fullmatch, info.tags or ()) if match]
     return tuple(dict.fromkeys(field_ids or card_ids or tag_ids))
+
+
+def copied_from(info: ModelInfo) -> str | None:
+    """Return the model that a repository says it is a copy of, quantised or not; ``None`` for anything else."""
+    stated = stated_base_models(info)
+    if len(stated) != 1:
+        return None
+    listed: Any = info.base_models if isinstance(info.base_models, Mapping) else {}
+    card = info.card_data.get("base_model_relation") if info.card_data else None
+    relations = {listed.get("relation"), card, *(tag.split(":")[1] for tag in info.tags or () if tag.count(":") > 1)}
+    return stated[0] if "quantized" in relations or same_name(info.id, stated[0]) else None
 
 
 def _base_ids(stated: Any) -> list[str]:

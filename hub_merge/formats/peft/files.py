@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
@@ -75,17 +75,18 @@ def contained(folder: Path, name: str) -> Path:
     """
     path, root = folder / name, folder.resolve()
     target = path.resolve()
-    if target.is_relative_to(root) or target.parent == _blobs(root):
+    if any(target.is_relative_to(place) for place in (root, *_blobs(root))):
         return path
     raise AdapterFormatError(
         f"{name} is a link that leads out of its folder.", remedy="Put the file itself there if you trust it."
     )
 
 
-def _blobs(folder: Path) -> Path | None:
-    """Return where the Hub cache keeps the files of the snapshot that ``folder`` is or lies in."""
-    caches = (place.parent.parent for place in (folder, *folder.parents) if place.parent.name == "snapshots")
-    return next((cache / "blobs" for cache in caches if cache.name.startswith("models--")), None)
+def _blobs(folder: Path) -> Iterator[Path]:
+    """Yield where the Hub cache keeps the files of the snapshot that ``folder`` is or lies in, alone and shared."""
+    for place in (folder, *folder.parents):
+        if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+            yield from (place.parent.parent / "blobs", place.parent.parent.parent / "blobs")
 
 
 def adapter_files(folder: Path) -> tuple[str, ...]:
