@@ -105,6 +105,7 @@ def check(
         *_shape_findings(adapters),
         *_task_findings(adapters),
         *_token_findings(adapters),
+        *_vocabulary_findings(adapters),
         *_layout_findings(adapters),
         *value_findings,
         *_norm_findings(adapters, norms),
@@ -152,21 +153,49 @@ def _task_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
 
 
 def _token_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
+    """Compare added tokens by id: one id for two tokens blocks, one token with two ids informs."""
     known: dict[int, tuple[str, str]] = {}
+    places: dict[str, tuple[str, int]] = {}
     for adapter in adapters:
-        for number, token in adapter.added_tokens.items():
-            owner, meaning = known.setdefault(number, (adapter.name, token))
-            if meaning != token:
-                yield problem(
-                    "token_clash",
-                    "added tokens",
-                    f"token {number} is {token!r} here and {meaning!r} in {owner}",
-                    "one meaning an id",
-                    "Retrain one of them with the other's tokenizer.",
-                    adapter=adapter.name,
-                    overrule="--allow token_clash",
-                )
-                break
+        clashes = [(n, t) for n, t in adapter.added_tokens.items() if known.setdefault(n, (adapter.name, t))[1] != t]
+        moved = [(n, t) for n, t in adapter.added_tokens.items() if places.setdefault(t, (adapter.name, n))[1] != n]
+        if clashes:
+            number, token = clashes[0]
+            owner, meaning = known[number]
+            more = f", and {len(clashes) - 1} more ids" if len(clashes) > 1 else ""
+            yield problem(
+                "token_clash",
+                "added tokens",
+                f"token {number} is {token!r} here and {meaning!r} in {owner}{more}",
+                "one meaning an id",
+                "Retrain one of them with the other's tokenizer.",
+                adapter=adapter.name,
+                overrule="--allow token_clash",
+            )
+        elif moved:
+            number, token = moved[0]
+            owner, place = places[token]
+            yield caution(
+                "token_moved",
+                "added tokens",
+                f"{token!r} is token {number} here and token {place} in {owner}",
+                "one id a token",
+                "Use the tokenizer whose ids the composite is to know.",
+                adapter=adapter.name,
+            )
+
+
+def _vocabulary_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
+    known = {adapter.name: adapter.vocabulary for adapter in adapters if adapter.vocabulary is not None}
+    if len(set(known.values())) > 1:
+        yield problem(
+            "vocabulary_size",
+            "embeddings",
+            "; ".join(f"{name}: {size} tokens" for name, size in known.items()),
+            "one size of the vocabulary",
+            "One of them was trained with added tokens, which the other does not know.",
+            overrule="--allow vocabulary_size",
+        )
 
 
 # --- shapes and layout ------------------------------------------------------------------------------------------------

@@ -71,21 +71,32 @@ def open_adapter(
 
 
 def open_headers(
-    reference: str | Path, *, revision: str | None = None, subfolder: str | None = None, hub: Hub
+    reference: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    hub: Hub,
+    tokens: bool = True,
 ) -> Opened:
     """Open an adapter from its config and tensor headers alone; on the Hub that costs kilobytes.
 
-    Args and errors are those of ``open_adapter``. The numbers of a local adapter stay readable.
+    Args and errors are those of ``open_adapter``; ``tokens=False`` leaves out the tokenizer of a Hub adapter. The
+    numbers of a local adapter stay readable.
     """
     if (folder := _local_folder(reference, subfolder)) is not None:
         adapter = _named_errors(str(reference), lambda: _open_local(folder))
         return Opened(_affordable(adapter), 0, _size(folder))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
-    remote = hub.read_headers(pinned)
+    remote = hub.read_headers(pinned, tokens=tokens)
     adapter = _named_errors(
         str(reference),
         lambda: adapter_from_headers(
-            remote.config, remote.headers, remote.sizes, name=_short_name(pinned), origin=_origin(pinned, None)
+            remote.config,
+            remote.headers,
+            remote.sizes,
+            name=_short_name(pinned),
+            origin=_origin(pinned, None),
+            tokens=remote.tokens,
         ),
     )
     size = len(remote.config) + sum(remote.sizes.values())

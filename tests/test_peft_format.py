@@ -438,6 +438,35 @@ def test_added_tokens_are_read_from_both_tokenizer_files(tmp_path: Path, rng: np
         opened(folder)
 
 
+def test_files_that_give_one_id_two_tokens_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    folder = write_adapter(tmp_path, peft_tensors(rng, {"c_attn": 2}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"7": {"content": "<a>"}}}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<b>": 7}))
+    with pytest.raises(AdapterFormatError, match="Token 7 of the adapter is '<a>' in one of its files and '<b>'"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "size"),
+    [
+        ({}, None),
+        ({"embed_tokens.lora_embedding_A": (2, 300), "embed_tokens.lora_embedding_B": (8, 2)}, 300),
+        ({"lm_head.lora_A.weight": (2, 8), "lm_head.lora_B.weight": (300, 2)}, 300),
+        ({"embed_tokens.weight": (300, 8)}, 300),
+        ({"lm_head.base_layer.weight": (300, 8)}, 300),
+        ({"embed_tokens.modules_to_save.default.weight": (300, 8)}, 300),
+        ({"embed_tokens.weight": (300, 8), "lm_head.weight": (300, 8)}, 300),
+        ({"embed_tokens.weight": (300, 8), "lm_head.weight": (200, 8)}, None),
+        ({"score.weight": (3, 8)}, None),
+    ],
+)
+def test_the_size_of_the_vocabulary_is_what_embeddings_and_heads_have(
+    tensors: dict[str, tuple[int, int]], size: int | None, rng: np.random.Generator
+) -> None:
+    extra = {f"base_model.model.{name}": np.zeros(shape, np.float32) for name, shape in tensors.items()}
+    assert built({**peft_tensors(rng, {"c_attn": 2}), **extra}).vocabulary == size
+
+
 # --- oddities of the config -------------------------------------------------------------------------------------------
 
 

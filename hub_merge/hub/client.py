@@ -15,11 +15,11 @@ from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
 from hub_merge.hub.contents import adapter_files, matching_files, weight_files
 from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
-from hub_merge.hub.ranges import MOST_TEXT, RemoteHeaders, fetch_range, read_header
+from hub_merge.hub.ranges import MOST_TEXT, MOST_TOKENS, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
 from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo, stated_license
 from hub_merge.hub.transport import retried, time_limit
-from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -122,8 +122,12 @@ class Hub:
             self._remember(pinned)
         return paths[0].parent
 
-    def read_headers(self, pinned: PinnedRepo) -> RemoteHeaders:
+    def read_headers(self, pinned: PinnedRepo, *, tokens: bool = True) -> RemoteHeaders:
         """Return configuration and tensor headers of the adapter; costs kilobytes, whatever its size.
+
+        Args:
+            pinned: Repository at a commit.
+            tokens: Whether to read the files that name added tokens too.
 
         Raises:
             AdapterNotFound: The folder holds no adapter, or there is no right to read it.
@@ -134,6 +138,7 @@ class Hub:
         weights = weight_files(pinned)
         reader = _Reader(self, pinned)
         sizes = {name: pinned.files[pinned.path(name)].size for name in weights}
+        token_files = pinned.names().intersection(TOKENIZER_FILES) if tokens else ()
         return RemoteHeaders(
             config=reader.text(CONFIG_FILE),
             headers={
@@ -142,6 +147,7 @@ class Hub:
             },
             index=None if WEIGHTS_FILE in weights else reader.text(INDEX_FILE),
             sizes=sizes,
+            tokens={name: reader.text(name, MOST_TOKENS) for name in token_files},
             bytes_read=reader.bytes_read,
         )
 
@@ -357,11 +363,11 @@ class _Reader:
         self._hub = hub
         self._pinned = pinned
 
-    def text(self, name: str) -> bytes:
+    def text(self, name: str, most: int = MOST_TEXT) -> bytes:
         size = self._pinned.files[self._pinned.path(name)].size
-        if size > MOST_TEXT:
+        if size > most:
             raise AdapterFormatError(
-                f"{self._pinned.label} ({name}) has {size} bytes; at most {MOST_TEXT} are read.",
+                f"{self._pinned.label} ({name}) has {size} bytes; at most {most} are read.",
                 remedy="Take another revision, or ask its author to shorten the file.",
             )
         return self.read(name, 0, size)

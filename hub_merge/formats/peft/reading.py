@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hub_merge.adapter import Adapter, LoraFactors, ModuleKind, ModuleSpec, Origin
@@ -34,6 +35,13 @@ MAX_TOKENS = 4_000_000
 
 WRAPPERS = re.compile(r"(?:module\.)?(?:base_model\.(?:model\.)?)?(?:module\.)?")
 """PEFT's prefix, with that of DistributedDataParallel around or inside it."""
+
+HEADS = ("lm_head", "embed_out")
+VOCABULARY = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|shared|lm_head|embed_out)"
+    r"(?:\.base_layer|\.modules_to_save(?:\.\w+)?)?\.weight$"
+)
+"""Whole tensors with a row for each token."""
 
 TASK_TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(?:/[\w.-]{1,99}){0,3}")
@@ -197,8 +205,17 @@ def adapter_from_tensors(
         findings=tuple(findings),
         has_values=store.has_values,
         added_tokens=added_tokens or {},
+        vocabulary=_vocabulary(specs, store.infos),
         origin=origin or Origin(),
     )
+
+
+def _vocabulary(specs: Mapping[str, ModuleSpec], infos: Mapping[str, TensorInfo]) -> int | None:
+    """Return the rows of the vocabulary, as far as the shapes of the file tell them and agree."""
+    sizes = {spec.shape[1] for spec in specs.values() if spec.kind == "embedding"}
+    sizes |= {spec.shape[0] for name, spec in specs.items() if name.rpartition(".")[2] in HEADS}
+    sizes |= {info.shape[0] for key, info in infos.items() if len(info.shape) == 2 and VOCABULARY.search(key)}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def _text(value: object) -> str | None:
@@ -233,7 +250,13 @@ def open_folder(folder: Path, *, name: str, origin: Origin) -> Adapter:
 
 
 def adapter_from_headers(
-    config: bytes, headers: Mapping[str, bytes], sizes: Mapping[str, int], *, name: str, origin: Origin
+    config: bytes,
+    headers: Mapping[str, bytes],
+    sizes: Mapping[str, int],
+    *,
+    name: str,
+    origin: Origin,
+    tokens: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Adapter:
     """Build an adapter from its config and the headers of its weight files; its numbers cannot be read.
 
@@ -243,9 +266,11 @@ def adapter_from_headers(
         sizes: Size of each weight file in bytes.
         name: Short name.
         origin: Where it came from.
+        tokens: Content of tokenizer files by name.
     """
     stores = [HeaderStore(parse_header(head, file, sizes[file])) for file, head in headers.items()]
-    return adapter_from_tensors(parse_config(config), JoinedStore(stores), name=name, origin=origin)
+    added = read_tokens(tokens)
+    return adapter_from_tensors(parse_config(config), JoinedStore(stores), name=name, origin=origin, added_tokens=added)
 
 
 def _added_tokens(folder: Path) -> dict[int, str]:
@@ -258,19 +283,27 @@ def read_tokens(files: Mapping[str, bytes]) -> dict[int, str]:
     """Return the tokens that tokenizer files, by name, add to or mark in the vocabulary, by id.
 
     Raises:
-        AdapterFormatError: One of them does not parse.
+        AdapterFormatError: One of them does not parse, or they contradict each other.
     """
     tokens: dict[int, str] = {}
     for name, text in files.items():
-        content = parse_json(text, name, most=MAX_TOKENS)
-        try:
-            if name == "added_tokens.json":
-                tokens |= {int(number): str(token) for token, number in content.items()}
-            else:
-                decoder = content.get("added_tokens_decoder") or {}
-                tokens |= {int(number): str(token["content"]) for number, token in decoder.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            raise AdapterFormatError(
-                f"{name} of the adapter names no tokens: {error!r}.", remedy="Remove or repair that file."
-            ) from error
+        for number, token in _named_tokens(name, text).items():
+            if tokens.setdefault(number, token) != token:
+                raise AdapterFormatError(
+                    f"Token {number} of the adapter is {tokens[number]!r} in one of its files and {token!r} in {name}.",
+                    remedy="Ask its author to repair the tokenizer.",
+                )
     return tokens
+
+
+def _named_tokens(name: str, text: bytes) -> dict[int, str]:
+    content = parse_json(text, name, most=MAX_TOKENS)
+    try:
+        if name == "added_tokens.json":
+            return {int(number): str(token) for token, number in content.items()}
+        decoder = content.get("added_tokens_decoder") or {}
+        return {int(number): str(token["content"]) for number, token in decoder.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise AdapterFormatError(
+            f"{name} of the adapter names no tokens: {repr(error)[:200]}.", remedy="Remove or repair that file."
+        ) from error
