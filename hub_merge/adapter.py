@@ -142,6 +142,7 @@ class Adapter:
         findings: What reading it brought to light.
         has_values: Whether its tensors can be read; ``False`` when only headers were fetched.
         added_tokens: Tokens beyond the base vocabulary, by id, as far as the files tell.
+        vocabulary: Number of tokens that embeddings or head have rows for, as far as the files tell.
         origin: Where it came from.
     """
 
@@ -156,6 +157,7 @@ class Adapter:
     findings: tuple[Finding, ...] = ()
     has_values: bool = True
     added_tokens: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    vocabulary: int | None = None
     origin: Origin = field(default_factory=Origin)
 
     @classmethod

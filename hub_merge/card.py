@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -23,6 +22,7 @@ from hub_merge.errors import MergeError
 from hub_merge.frontmatter import split_front_matter
 from hub_merge.licenses import LicenseVerdict, united
 from hub_merge.methods import Method, get_method
+from hub_merge.privacy import one_line, scrub
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Weight
 from hub_merge.scores import started_alike
 
@@ -54,27 +54,6 @@ LONGEST_TEXT = 400
 
 # --- text from elsewhere ----------------------------------------------------------------------------------------------
 
-UNSEEN = {"Cf", "Co", "Cs"}
-SPACING = {"Cc", "Zl", "Zp", "Zs"}
-
-TOKEN = re.compile(r"(?:hf|api_org)_\w{20,}[\w.-]*")
-PATH = re.compile(
-    r"""
-    (?: file:/+                                   # an address of a file
-      | [A-Za-z]:\\ | (?<![A-Za-z0-9])[A-Za-z]:/  # a drive
-      | \\\\(?=\w)                                # a Windows share
-      | (?<![\w~])~(?:[A-Za-z_][\w.-]*)?[\\/]     # a home
-      | (?<![\w.~:/)\]<])//+(?=[\w.])             # a root written twice
-      | (?<![\w.~/)\]<])/(?=[\w.~-])              # a root
-      | /(?:home|root|Users)/                     # a home after anything
-    )
-    (?:[^'"`<>|\n]*\\)?                           # up to the last backslash, spaces included
-    [^\s'"`<>|,;()\[\]{}]*
-    (?:[ ][^\s'"`<>|,;()\[\]{}]*[\\/][^\s'"`<>|,;()\[\]{}]*)?
-    """,
-    re.VERBOSE,
-)
-
 AS_ENTITY = re.compile(r"[\\<>&|$]")
 MARKUP = re.compile(r"[`*~\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 BLOCK_OPENING = re.compile(r"^(\d*)([#+=-]|(?<=\d)[.)](?=\s|$))")
@@ -87,16 +66,9 @@ class Markdown(str):
     __slots__ = ()
 
 
-def scrub(text: str) -> str:
-    """Return ``text`` without Hub tokens and without absolute paths (POSIX, Windows, home)."""
-    return TOKEN.sub("(token removed)", PATH.sub("(path removed)", text))
-
-
 def _clean(value: object) -> str:
     """Return ``value`` as one short line of visible characters, scrubbed."""
-    kinds = ((character, unicodedata.category(character)) for character in str(value))
-    seen = "".join(" " if kind in SPACING else character for character, kind in kinds if kind not in UNSEEN)
-    text = scrub(" ".join(seen.split()))
+    text = one_line(str(value))
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 

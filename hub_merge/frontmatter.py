@@ -15,6 +15,10 @@ __all__ = ["read_front_matter", "split_front_matter"]
 FRONT_MATTER = re.compile(r"\A\s*---\n(.*?)(?:\n|(?<=\A---\n))---[ \t]*(?:\n|\Z)", re.DOTALL)
 
 
+MOST = 100_000
+"""Bytes of the longest card that is read from a folder; a parser of YAML takes seconds for a megabyte."""
+
+
 def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
     """Return the metadata of a card, empty without any, and its body.
 
@@ -40,6 +44,8 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
 def read_front_matter(readme: Path) -> dict[str, Any]:
     """Return the metadata of a card on disk, empty where there is none that can be read."""
     try:
+        if readme.stat().st_size > MOST:
+            return {}
         return split_front_matter(readme.read_text(encoding="utf-8"))[0]
     except (HubMergeError, OSError, UnicodeDecodeError):
         return {}

@@ -8,12 +8,16 @@ __all__ = [
     "PUBLISHED_FILES",
     "RECIPE_FILE",
     "RECORD_FILE",
+    "TOKENIZER_FILES",
     "WEIGHTS_FILE",
 ]
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 INDEX_FILE = "adapter_model.safetensors.index.json"
+
+TOKENIZER_FILES = ("tokenizer_config.json", "added_tokens.json")
+"""Files that tell which tokens an adapter's tokenizer adds to or marks in the vocabulary."""
 
 RECORD_FILE = "hub_merge.json"
 """The record, by which a folder or repository is known to be made by this package."""

@@ -13,8 +13,9 @@ from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
 from hub_merge.advise import Advice, advise
+from hub_merge.budgets import budget
 from hub_merge.card import published_card, render_card, update_card
-from hub_merge.compat import Compatibility, check
+from hub_merge.compat import Compatibility, check, total_rank
 from hub_merge.composite import Composite, compose
 from hub_merge.errors import (
     AdapterNotFound,
@@ -28,23 +29,25 @@ from hub_merge.errors import (
     RecipeError,
 )
 from hub_merge.findings import Finding, Report
-from hub_merge.formats.peft import open_folder, write_portable
-from hub_merge.formats.tensors import WRITABLE
+from hub_merge.formats.peft import contained, open_folder, write_portable
+from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
+from hub_merge.lineage import Standing, standings
 from hub_merge.methods import Method, get_method
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Weight, checked_weight
 from hub_merge.scores import Scores, Scoring, score
-from hub_merge.sources import open_adapter, open_headers, unique_names
+from hub_merge.sources import Opened, open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
 
 __all__ = [
     "advise_on_references",
     "card_of",
     "check_references",
+    "inspect_reference",
     "merge",
     "merge_to_folder",
     "push",
@@ -56,8 +59,14 @@ __all__ = [
     "verify",
 ]
 
+HEADER_BYTES = 1000
+"""More than two tensors take in the header of a file."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the step, what is done and what there is to do."""
+
+Follow = Callable[[str], str | None]
+"""Gives one Hub id for another, ``None`` for none."""
 
 
 def _silent(step: str, done: int, total: int) -> None:
@@ -77,7 +86,8 @@ def merge(
     dtype: str | None = None,
     base: str | None = None,
     allow: Sequence[str] = (),
-    canonical: Callable[[str], str | None] | None = None,
+    canonical: Follow | None = None,
+    original: Follow | None = None,
     **options: Any,
 ) -> Composite:
     """Return the composite of ``adapters``. Its factors are computed when they are asked for or saved.
@@ -92,10 +102,12 @@ def merge(
         base: Hub id that you assert to be the base of all adapters.
         allow: Codes of findings that you accept, such as ``task_differs``.
         canonical: Follows renames of a Hub id, such as ``Hub().canonical``.
+        original: Tells which model a quantised copy was made from, such as ``Hub().original``.
         **options: Options of the method.
 
     Raises:
         IncompatibleAdapters: They do not fit together; the error lists every problem.
+        BudgetExceeded: There are more adapters, or they have a larger rank together, than a limit allows.
         UnknownMethod: No such method.
         MergeError: An option, rank or dtype that the method cannot use.
         RecipeError: Weights that are no numbers, or not one an adapter.
@@ -106,8 +118,8 @@ def merge(
     numbers = _checked_weights(adapters, weights)
     settings = chosen.parse_options(options)
     _require_choices(rank, dtype, seed)
-    named = unique_names(adapters)
-    compatibility = check(named, base=base, allow=allow, canonical=canonical)
+    named = _affordable(adapters)
+    compatibility = check(named, base=base, allow=allow, canonical=canonical, original=original)
     if not compatibility.compatible:
         raise IncompatibleAdapters(compatibility.report)
     compatibility = _with_cautions(compatibility, chosen, numbers, settings, rank)
@@ -122,6 +134,14 @@ def merge(
         compatibility=compatibility,
         allow=allow,
     )
+
+
+def _affordable(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters under unique names, or raise ``BudgetExceeded``; none of their numbers is read."""
+    limits = budget()
+    limits.require_adapters(len(adapters))
+    limits.require_rank(total_rank(adapters), "The exact sum")
+    return unique_names(adapters)
 
 
 def _with_cautions(
@@ -185,7 +205,7 @@ def run(
     get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
     _require_choices(recipe.rank, recipe.dtype, recipe.seed)
     adapters = _open_all(_references(recipe, folder, parents), hub, progress)
-    return _carry_out(recipe, adapters, canonical=follow_renames(hub))
+    return _carry_out(recipe, adapters, *followers(hub))
 
 
 def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> list[str | Path]:
@@ -207,7 +227,7 @@ def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> 
 
 
 def _carry_out(
-    recipe: Recipe, adapters: Sequence[Adapter], canonical: Callable[[str], str | None] | None = None
+    recipe: Recipe, adapters: Sequence[Adapter], canonical: Follow | None = None, original: Follow | None = None
 ) -> Composite:
     return merge(
         adapters,
@@ -219,26 +239,41 @@ def _carry_out(
         base=recipe.base_model,
         allow=recipe.allow,
         canonical=canonical,
+        original=original,
         **recipe.options,
     )
 
 
-def follow_renames(hub: Hub) -> Callable[[str], str | None] | None:
-    """Return what follows renames of base models on the Hub; a Hub that does not answer leaves a name as it is."""
+def followers(hub: Hub) -> tuple[Follow | None, Follow | None]:
+    """Return what follows renames and what follows copies of base models on the Hub; nothing does while offline.
+
+    A Hub that does not answer leaves a name as it is, and is not asked again.
+    """
     if hub.offline:
-        return None
+        return None, None
 
     answers = True
 
-    def canonical(model_id: str) -> str | None:
-        nonlocal answers
-        try:
-            return hub.canonical(model_id) if answers else None
-        except HubUnavailable:
-            answers = False  # the next name would only wait as long again
-            return None
+    def patient(follow: Follow) -> Follow:
+        def followed(model_id: str) -> str | None:
+            nonlocal answers
+            try:
+                return follow(model_id) if answers else None
+            except HubUnavailable:
+                answers = False
+                return None
 
-    return canonical
+        return followed
+
+    return patient(hub.canonical), patient(hub.original)
+
+
+def _checked(
+    adapters: Sequence[Adapter], hub: Hub, base: str | None = None, allow: Sequence[str] = ()
+) -> Compatibility:
+    """Return whether the adapters fit together, their bases followed on the Hub."""
+    canonical, original = followers(hub)
+    return check(adapters, base=base, allow=allow, canonical=canonical, original=original)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -266,6 +301,7 @@ def save(
         progress: Told of each module that is written or compared.
 
     Raises:
+        BudgetExceeded: The file would be larger than a limit or the disk allows.
         OutputExists: ``folder`` exists and ``force`` is not set, or it is a parent's or holds something else too.
         ProofFailed: What was written is not what was asked for; nothing is left behind.
         IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
@@ -273,6 +309,7 @@ def save(
     composite = adapter if isinstance(adapter, Composite) else merge([adapter])
     folder = folder.expanduser()
     _require_no_parent(folder, composite)
+    _require_room(composite, folder)
     total = len(composite.modules)
     with staged(folder, force, PUBLISHED_FILES) as stage:
         write_portable(
@@ -308,6 +345,15 @@ def _require_no_parent(folder: Path, composite: Composite) -> None:
                 "--force.",
                 remedy="Choose another folder.",
             )
+
+
+def _require_room(composite: Composite, folder: Path) -> None:
+    """Raise ``BudgetExceeded`` if the file would be too large: every module is padded to the one rank."""
+    numbers = composite.rank * sum(sum(spec.shape) for spec in composite.modules.values())
+    size = numbers * dtype_named(composite.dtype).itemsize + HEADER_BYTES * len(composite.modules)
+    limits = budget()
+    limits.require_bytes(size, f"A composite of rank {composite.rank} in every module")
+    limits.require_disk(size, folder.parent, "The composite")
 
 
 def _counter(step: str, total: int, progress: Progress) -> Callable[[str], None]:
@@ -385,8 +431,16 @@ def check_references(
     if full:
         adapters = _open_all(references, hub, progress)
     else:
+        budget().require_adapters(len(references))
         adapters = [open_headers(reference, hub=hub).adapter for reference in references]
-    return check(unique_names(adapters), base=base, allow=allow, canonical=follow_renames(hub))
+    return _checked(_affordable(adapters), hub, base, allow)
+
+
+def inspect_reference(reference: str, *, hub: Hub, revision: str | None = None) -> tuple[Opened, Standing]:
+    """Return one adapter by its headers, and what its base model stands for."""
+    opened = open_headers(reference, revision=revision, hub=hub)
+    canonical, original = followers(hub)
+    return opened, standings([opened.adapter], canonical=canonical, original=original)[0]
 
 
 def score_references(
@@ -402,8 +456,8 @@ def score_references(
     Raises:
         IncompatibleAdapters: Their deltas cannot be compared.
     """
-    adapters = unique_names(_open_all(references, hub, progress))
-    compatibility = check(adapters, canonical=follow_renames(hub))
+    adapters = _affordable(_open_all(references, hub, progress))
+    compatibility = _checked(adapters, hub)
     comparable = ("base_differs", "base_unknown", "task_differs", "trained_weights", "unknown_fields", "base_copy")
     blocking = [found for found in compatibility.report.problems if found.code not in comparable]
     if blocking:
@@ -426,14 +480,15 @@ def advise_on_references(
     Raises:
         IncompatibleAdapters: They cannot be merged at all.
     """
-    adapters = unique_names(_open_all(references, hub, progress))
-    compatibility = check(adapters, base=base, allow=allow, canonical=follow_renames(hub))
+    adapters = _affordable(_open_all(references, hub, progress))
+    compatibility = _checked(adapters, hub, base, allow)
     if not compatibility.compatible:
         raise IncompatibleAdapters(compatibility.report)
     return advise(adapters, score(adapters), compatibility, max_rank=max_rank)
 
 
 def _open_all(references: Sequence[str | Path], hub: Hub, progress: Progress) -> list[Adapter]:
+    budget().require_adapters(len(references))
     adapters = []
     for number, reference in enumerate(references):
         progress("pull", number, len(references))
@@ -494,7 +549,7 @@ def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) ->
     """
     picture = PICTURE_FILE if (folder / PICTURE_FILE).is_file() else None
     text = render_card(read_record(folder), repo_id=repo_id, picture=picture)
-    path = folder / CARD_FILE
+    path = contained(folder, CARD_FILE)
     if path.is_file():
         text = update_card(path.read_text(encoding="utf-8"), text)
     if write:
@@ -523,6 +578,7 @@ def push_folder(
 
     Raises:
         AdapterNotFound: The folder holds no composite.
+        AdapterFormatError: A file of it is a link that leads out of it.
         PublishError: The Hub refused, or the repository changed meanwhile.
     """
     record = read_record(folder)
@@ -537,7 +593,7 @@ def push_folder(
         folder,
         repo_id,
         hub=hub,
-        files=[name for name in PUBLISHED_FILES if (folder / name).is_file()],
+        files=[name for name in PUBLISHED_FILES if contained(folder, name).is_file()],
         private=private,
         create_pr=create_pr,
         commit_message=commit_message,

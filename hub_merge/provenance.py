@@ -12,6 +12,8 @@ from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.errors import AdapterNotFound, ProofFailed
+from hub_merge.formats.peft import contained
+from hub_merge.formats.strict_json import read_bounded
 from hub_merge.layout import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
@@ -23,13 +25,18 @@ if TYPE_CHECKING:
 
 __all__ = ["build_record", "read_record", "reopen", "require_files"]
 
+MAX_RECORD = 10_000_000
+"""Bytes of the longest record that is read; one of 64 parents has two million."""
+
 
 def build_record(
     composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None
 ) -> MergeRecord:
     """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
+    bases = {standing.adapter: standing.stands_for for standing in composite.compatibility.bases}
     parents = tuple(
-        _parent(parent, weight) for parent, weight in zip(composite.parents, composite.weights, strict=True)
+        _parent(parent, weight, bases.get(parent.name))
+        for parent, weight in zip(composite.parents, composite.weights, strict=True)
     )
     recipe = Recipe(
         merge_method=composite.method.name,
@@ -60,7 +67,7 @@ def build_record(
     )
 
 
-def _parent(adapter: Adapter, weight: Weight) -> Parent:
+def _parent(adapter: Adapter, weight: Weight, base: str | None) -> Parent:
     origin = adapter.origin
     scalings = [spec.scaling for spec in adapter.modules.values()] or [0.0]
     return Parent(
@@ -79,6 +86,7 @@ def _parent(adapter: Adapter, weight: Weight) -> Parent:
         scalings=(min(scalings), max(scalings)),
         modules=len(adapter.modules),
         task_type=adapter.task_type,
+        base_stands_for=base,
     )
 
 
@@ -95,6 +103,7 @@ def read_record(folder: Path) -> MergeRecord:
     Raises:
         AdapterNotFound: It has none.
         RecipeError: It is damaged, or of a newer version.
+        AdapterFormatError: It is too long, or a link that leads out of the folder.
     """
     path = folder / RECORD_FILE
     if not path.is_file():
@@ -102,7 +111,7 @@ def read_record(folder: Path) -> MergeRecord:
             f"{folder.name} has no {RECORD_FILE}, so it is no composite of hub-merge.",
             remedy="Merge again with this version.",
         )
-    return MergeRecord.from_json(path.read_bytes())
+    return MergeRecord.from_json(read_bounded(contained(folder, RECORD_FILE), most=MAX_RECORD))
 
 
 def reopen(parent: Parent, local: Sequence[Adapter], hub: Hub) -> Adapter:

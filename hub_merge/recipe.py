@@ -240,7 +240,7 @@ class Parent:
         commit: Commit of the repository, 40 hex digits.
         subfolder: Folder inside the repository.
         files: ``{name, sha256, size}`` of each file that was read.
-        base_model: Base model as the adapter states it; ``None`` also where it stated a local path.
+        base_model: Base model that it was trained on, as it states it; ``None`` also where it stated a local path.
         license: Licence the repository states.
         gated: Whether the repository asks for access.
         private: Whether the repository is private.
@@ -249,6 +249,7 @@ class Parent:
         scalings: Smallest and largest effective scaling over the modules.
         modules: Number of adapted modules.
         task_type: PEFT task type.
+        base_stands_for: The model that its base stands for, such as the original of a quantised copy.
     """
 
     name: str
@@ -266,6 +267,7 @@ class Parent:
     scalings: tuple[float, float]
     modules: int
     task_type: str | None
+    base_stands_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hub_merge.adapter import Adapter, FileDigest, Origin
-from hub_merge.errors import AdapterNotFound, HubMergeError
-from hub_merge.formats.peft import adapter_files, adapter_from_headers, open_folder
+from hub_merge.budgets import budget
+from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError
+from hub_merge.formats.peft import adapter_files, adapter_from_headers, contained, open_folder
 from hub_merge.frontmatter import read_front_matter
 from hub_merge.layout import CARD_FILE, CONFIG_FILE
 
@@ -51,36 +52,62 @@ def open_adapter(
 
     Raises:
         AdapterError: It is not there, damaged, or no LoRA.
+        BudgetExceeded: It is larger, or of a larger rank, than a limit allows.
         HubUnavailable: The Hub did not answer.
         RecipeError: ``reference`` names nothing.
     """
     if (folder := _local_folder(reference, subfolder)) is not None:
-        return _named_errors(str(reference), lambda: _open_local(folder))
+        return _affordable(_named_errors(str(reference), lambda: _open_local(folder)))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
     pulled = hub.pull(pinned, progress=progress)
     origin = _origin(pinned, pulled)
-    return _named_errors(str(reference), lambda: open_folder(pulled, name=_short_name(pinned), origin=origin))
+    return _affordable(
+        _named_errors(str(reference), lambda: open_folder(pulled, name=_short_name(pinned), origin=origin))
+    )
 
 
 def open_headers(
-    reference: str | Path, *, revision: str | None = None, subfolder: str | None = None, hub: Hub
+    reference: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    hub: Hub,
+    tokens: bool = True,
 ) -> Opened:
     """Open an adapter from its config and tensor headers alone; on the Hub that costs kilobytes.
 
-    Args and errors are those of ``open_adapter``. The numbers of a local adapter stay readable.
+    Args and errors are those of ``open_adapter``; ``tokens=False`` leaves out the tokenizer of a Hub adapter. The
+    numbers of a local adapter stay readable.
     """
     if (folder := _local_folder(reference, subfolder)) is not None:
         adapter = _named_errors(str(reference), lambda: _open_local(folder))
-        return Opened(adapter, 0, sum(path.stat().st_size for path in _read_files(folder)))
+        return Opened(_affordable(adapter), 0, _size(folder))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
-    remote = hub.read_headers(pinned)
+    remote = hub.read_headers(pinned, tokens=tokens)
     adapter = _named_errors(
         str(reference),
         lambda: adapter_from_headers(
-            remote.config, remote.headers, remote.sizes, name=_short_name(pinned), origin=_origin(pinned, None)
+            remote.config,
+            remote.headers,
+            remote.sizes,
+            name=_short_name(pinned),
+            origin=_origin(pinned, None),
+            tokens=remote.tokens,
         ),
     )
-    return Opened(adapter, remote.bytes_read, len(remote.config) + sum(remote.sizes.values()))
+    size = len(remote.config) + sum(remote.sizes.values())
+    budget().require_bytes(size, str(reference))
+    return Opened(_affordable(adapter), remote.bytes_read, size)
+
+
+def _affordable(adapter: Adapter) -> Adapter:
+    """Return ``adapter``, or raise ``BudgetExceeded`` for its rank; none of its numbers is read."""
+    budget().require_rank(adapter.rank, adapter.name)
+    return adapter
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in _read_files(folder))
 
 
 def _local_folder(reference: str | Path, subfolder: str | None) -> Path | None:
@@ -98,7 +125,8 @@ def _open_local(folder: Path) -> Adapter:
         inside = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f"Folders inside that have one: {', '.join(inside[:8])}." if inside else "Name the adapter's own folder."
         raise AdapterNotFound(f"The folder holds no {CONFIG_FILE}.", remedy=hint)
-    return open_folder(folder, name=folder.resolve().name, origin=_local_origin(folder))
+    name = "".join(char if char.isprintable() else "_" for char in folder.resolve().name)
+    return open_folder(folder, name=name, origin=_local_origin(folder))
 
 
 def _named_errors(reference: str, opening: Callable[[], Adapter]) -> Adapter:
@@ -135,8 +163,14 @@ def _origin(pinned: PinnedRepo, folder: Path | None) -> Origin:
 
 def _local_origin(folder: Path) -> Origin:
     """Return the origin of a local folder; its card may state a licence."""
-    stated = read_front_matter(folder / CARD_FILE).get("license")
-    return Origin(folder=folder, license=stated if isinstance(stated, str) else None)
+    from hub_merge.hub.repositories import is_license
+
+    try:
+        card = contained(folder, CARD_FILE)
+    except AdapterFormatError:
+        return Origin(folder=folder)
+    stated = read_front_matter(card).get("license")
+    return Origin(folder=folder, license=stated if isinstance(stated, str) and is_license(stated) else None)
 
 
 def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:

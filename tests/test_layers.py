@@ -13,12 +13,12 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
-errors layout
-findings frontmatter
+errors layout privacy
+bases budgets findings frontmatter
 adapter recipe parallel staging
 gram
-clustering elementwise spectra formats hub bases
-coordinates scores
+clustering elementwise spectra formats hub
+coordinates lineage scores
 methods
 compat licenses
 advise composite sources

@@ -253,7 +253,7 @@ def test_the_pattern_that_counts_is_the_one_peft_finds(patterns: list[str], modu
     assert scalings.resolve(module) == (1, wanted)
 
 
-def test_each_of_a_thousand_patterns_is_compiled_at_most_once(
+def test_plain_patterns_are_matched_without_being_compiled(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"model.layers.{layer}.mlp.experts.{expert}.up_proj" for layer in range(40) for expert in range(25)]
@@ -262,7 +262,8 @@ def test_each_of_a_thousand_patterns_is_compiled_at_most_once(
     monkeypatch.setattr(re, "compile", lambda pattern: compiled.append(pattern) or compile_pattern(pattern))
     for number in rng.permutation(1000)[:50]:
         assert scalings.resolve(names[number]) == (1, float(number))
-    assert 0 < len(compiled) <= 1000
+    assert compiled == []
+    assert Scalings(1, 1.0, False, {}, {"experts.*_proj": 3.0}).resolve(names[0]) == (1, 3.0) and len(compiled) == 1
 
 
 @pytest.mark.parametrize(
@@ -435,6 +436,35 @@ def test_added_tokens_are_read_from_both_tokenizer_files(tmp_path: Path, rng: np
     (folder / "added_tokens.json").write_text("[1]")
     with pytest.raises(AdapterFormatError, match=r"added_tokens\.json"):
         opened(folder)
+
+
+def test_files_that_give_one_id_two_tokens_are_refused(tmp_path: Path, rng: np.random.Generator) -> None:
+    folder = write_adapter(tmp_path, peft_tensors(rng, {"c_attn": 2}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"7": {"content": "<a>"}}}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<b>": 7}))
+    with pytest.raises(AdapterFormatError, match="Token 7 of the adapter is '<a>' in one of its files and '<b>'"):
+        opened(folder)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "size"),
+    [
+        ({}, None),
+        ({"embed_tokens.lora_embedding_A": (2, 300), "embed_tokens.lora_embedding_B": (8, 2)}, 300),
+        ({"lm_head.lora_A.weight": (2, 8), "lm_head.lora_B.weight": (300, 2)}, 300),
+        ({"embed_tokens.weight": (300, 8)}, 300),
+        ({"lm_head.base_layer.weight": (300, 8)}, 300),
+        ({"embed_tokens.modules_to_save.default.weight": (300, 8)}, 300),
+        ({"embed_tokens.weight": (300, 8), "lm_head.weight": (300, 8)}, 300),
+        ({"embed_tokens.weight": (300, 8), "lm_head.weight": (200, 8)}, None),
+        ({"score.weight": (3, 8)}, None),
+    ],
+)
+def test_the_size_of_the_vocabulary_is_what_embeddings_and_heads_have(
+    tensors: dict[str, tuple[int, int]], size: int | None, rng: np.random.Generator
+) -> None:
+    extra = {f"base_model.model.{name}": np.zeros(shape, np.float32) for name, shape in tensors.items()}
+    assert built({**peft_tensors(rng, {"c_attn": 2}), **extra}).vocabulary == size
 
 
 # --- oddities of the config -------------------------------------------------------------------------------------------

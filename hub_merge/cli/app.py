@@ -131,9 +131,9 @@ def inspect(out: Output, adapter: str, revision: str | None, token: str | None) 
     Config and tensor headers tell it, which costs kilobytes, whatever the size of the adapter.
     """
     from hub_merge.cli.show import print_inspection
-    from hub_merge.sources import open_headers
+    from hub_merge.pipeline import inspect_reference
 
-    print_inspection(out, open_headers(adapter, revision=revision, hub=_hub(out, token)))
+    print_inspection(out, *inspect_reference(adapter, revision=revision, hub=_hub(out, token)))
 
 
 @cli.command(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_merge.bases import read_base
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from hub_merge.compat import Compatibility
     from hub_merge.findings import Finding, Report
     from hub_merge.hub import Listing
+    from hub_merge.lineage import Standing
     from hub_merge.methods import Method
     from hub_merge.proof import Proof
     from hub_merge.publish import Published
@@ -68,7 +70,7 @@ def _listing_row(listing: Listing) -> dict[str, Any]:
     return {
         "id": listing.repo_id,
         "commit": listing.commit,
-        "base_model": listing.base_model,
+        "base_model": listing.base_model and read_base(listing.base_model).label,
         "task": listing.task_type,
         "license": listing.license,
         "downloads": listing.downloads,
@@ -80,9 +82,9 @@ def _listing_row(listing: Listing) -> dict[str, Any]:
     }
 
 
-def print_inspection(out: Output, opened: Opened) -> None:
+def print_inspection(out: Output, opened: Opened, base: Standing) -> None:
     """Print what one adapter is."""
-    values, findings = _inspection(opened), opened.adapter.findings
+    values, findings = _inspection(opened, base), opened.adapter.findings
     if out.mode == "json":
         out.document({**values, "findings": [found.to_dict() for found in findings]})
         return
@@ -90,14 +92,16 @@ def print_inspection(out: Output, opened: Opened) -> None:
     _print_findings(out, findings)
 
 
-def _inspection(opened: Opened) -> dict[str, Any]:
+def _inspection(opened: Opened, base: Standing) -> dict[str, Any]:
     adapter, specs = opened.adapter, list(opened.adapter.modules.values())
     groups = Counter(f"{spec.name.rpartition('.')[2]} {spec.shape[0]}x{spec.shape[1]}" for spec in specs)
     return {
         "adapter": adapter.name,
         "repo_id": adapter.origin.repo_id,
         "commit": adapter.origin.commit,
-        "base_model": adapter.base_model,
+        "base_model": base.stands_for,
+        "trained_on": base.trained_on,
+        "base_known_by": base.how,
         "task_type": adapter.task_type,
         "license": adapter.origin.license,
         "modules": len(specs),
@@ -133,6 +137,7 @@ def print_compatibility(out: Output, result: Compatibility, references: Sequence
     if out.mode == "json":
         out.document(result.to_dict())
     elif out.human:
+        _print_bases(out, result)
         _print_coverage(out, result)
         _print_findings(out, result.report.findings)
         _print_verdict(out, result.report, result.base_model)
@@ -141,6 +146,14 @@ def print_compatibility(out: Output, result: Compatibility, references: Sequence
         out.table(rows, ["code", "severity", "adapter", "what"])
     if result.compatible and len(references) > 1:
         out.hint(f"hub-merge score {shlex.join(references)}")
+
+
+def _print_bases(out: Output, result: Compatibility) -> None:
+    rows = [
+        {"adapter": base.adapter, "trained_on": base.trained_on, "stands_for": base.stands_for, "known_by": base.how}
+        for base in result.bases
+    ]
+    out.table(rows, ["adapter", "trained_on", "stands_for", "known_by"], title="Base models")
 
 
 def _print_coverage(out: Output, result: Compatibility) -> None:

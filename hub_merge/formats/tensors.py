@@ -37,9 +37,25 @@ __all__ = [
 
 MAX_HEADER = 25_000_000
 """Bytes; the Hub's own viewer reads no longer header."""
-MAX_TENSORS = 200_000
+MAX_TENSORS = 100_000
+"""An adapter of every expert of the largest mixtures of experts has 90,000."""
 MAX_NAME = 512
+MAX_DIMENSIONS = 8
+MAX_NUMBERS = 16
+"""Commas and brackets a tensor that a header may have; a sound one has fewer than ten."""
 LENGTH_FIELD = 8
+
+FOREIGN: Mapping[bytes, str] = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes it",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"GGUF": "a file for llama.cpp",
+    b"<": "a web page",
+    b"\x1f\x8b": "a gzip archive",
+}
+"""First bytes of what is found under the name of a safetensors file."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -138,14 +154,21 @@ def parse_header(head: bytes, file: str, total: int) -> dict[str, TensorInfo]:
     length = header_length(head, file, total)
     try:
         text = head[LENGTH_FIELD : LENGTH_FIELD + length].decode()  # json.loads would guess UTF-16 and UTF-32 as well
+        _require_sparse(text)
         entries = json.loads(text, object_pairs_hook=_unique)
         entries.pop("__metadata__", None)
         infos = {name: _tensor_info(entry) for name, entry in entries.items()}
         "".join(infos).encode()  # refuses halves of surrogate pairs
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(file, f"its header does not parse ({error!r})") from error
+        raise _damaged(file, f"its header does not parse ({repr(error)[:200]})") from error
     _check_layout(infos, file, total - LENGTH_FIELD - length)
     return infos
+
+
+def _require_sparse(text: str) -> None:
+    """Raise ``ValueError`` if ``text`` has more parts than a header may have, each many times as large once parsed."""
+    if text.count("{") > MAX_TENSORS + 2 or text.count(",") + text.count("[") > MAX_NUMBERS * MAX_TENSORS:
+        raise ValueError(f"it has more parts than {MAX_TENSORS} tensors have")
 
 
 def header_length(head: bytes, file: str, total: int) -> int:
@@ -162,6 +185,8 @@ def header_length(head: bytes, file: str, total: int) -> int:
         raise _damaged(file, f"it has {len(head)} bytes")
     length = int.from_bytes(head[:LENGTH_FIELD], "little")
     if length > MAX_HEADER:
+        if what := next((what for start, what in FOREIGN.items() if head.startswith(start)), None):
+            raise _damaged(file, f"it is {what}")
         raise _damaged(file, f"its header claims {length} bytes, more than {MAX_HEADER}")
     if LENGTH_FIELD + length > total:
         raise _damaged(file, f"its header claims {length} bytes, but the file has {total}")
@@ -186,7 +211,9 @@ def _tensor_info(entry: Mapping[str, Any]) -> TensorInfo:
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if dtype is None:
-        raise ValueError(f"dtype {entry['dtype']!r} is unknown")
+        raise ValueError(f"dtype {str(entry['dtype'])[:40]!r} is unknown")
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
     if not all(type(value) is int and value >= 0 for value in (*shape, begin, end)):
         raise ValueError(f"shape {shape} or offsets {begin}, {end} are no sizes")
     if math.prod(shape) * dtype.itemsize != end - begin:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -9,15 +10,16 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
 from hub_merge.hub.contents import adapter_files, matching_files, weight_files
 from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
-from hub_merge.hub.ranges import MOST_TEXT, RemoteHeaders, fetch_range, read_header
+from hub_merge.hub.ranges import MOST_TEXT, MOST_TOKENS, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
-from hub_merge.hub.repositories import PinnedRepo, cached_repo, pinned_repo, stated_license
+from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo, stated_license
 from hub_merge.hub.transport import retried, time_limit
-from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -26,6 +28,8 @@ __all__ = ["Hub"]
 
 Answer = TypeVar("Answer")
 
+MOST_COPIES = 4
+"""Copies of copies that are followed to the model they were made from."""
 LEAST_TIME_TO_WRITE = 120.0
 """Seconds: the Hub may think long about a commit, and giving up early would leave its fate open."""
 
@@ -116,7 +120,8 @@ class Hub:
         Raises:
             AdapterNotFound: The folder holds no adapter or no file of those names, or there is no right to read it.
             UnsupportedAdapter: It holds something else, or the weights as a pickle only.
-            AdapterFormatError: A file has not the size that the repository states.
+            AdapterFormatError: A file is not the one that the repository describes.
+            BudgetExceeded: The files are larger than a limit or the disk allows; nothing was downloaded.
             HubUnavailable: The Hub did not answer, or the cache does not hold all of it while offline.
         """
         names = adapter_files(pinned) if patterns is None else matching_files(pinned, patterns)
@@ -125,13 +130,18 @@ class Hub:
                 f"{pinned.label} has no file that matches {', '.join(patterns or ())}.",
                 remedy=f"See {self.endpoint}/{pinned.repo_id}/tree/{pinned.commit} .",
             )
+        self._require_room(pinned, names)
         paths = [self._download(pinned, name, progress) for name in names]
         if not pinned.from_cache:
             self._remember(pinned)
         return paths[0].parent
 
-    def read_headers(self, pinned: PinnedRepo) -> RemoteHeaders:
+    def read_headers(self, pinned: PinnedRepo, *, tokens: bool = True) -> RemoteHeaders:
         """Return configuration and tensor headers of the adapter; costs kilobytes, whatever its size.
+
+        Args:
+            pinned: Repository at a commit.
+            tokens: Whether to read the files that name added tokens too.
 
         Raises:
             AdapterNotFound: The folder holds no adapter, or there is no right to read it.
@@ -142,6 +152,7 @@ class Hub:
         weights = weight_files(pinned)
         reader = _Reader(self, pinned)
         sizes = {name: pinned.files[pinned.path(name)].size for name in weights}
+        token_files = pinned.names().intersection(TOKENIZER_FILES) if tokens else ()
         return RemoteHeaders(
             config=reader.text(CONFIG_FILE),
             headers={
@@ -150,6 +161,7 @@ class Hub:
             },
             index=None if WEIGHTS_FILE in weights else reader.text(INDEX_FILE),
             sizes=sizes,
+            tokens={name: reader.text(name, MOST_TOKENS) for name in token_files},
             bytes_read=reader.bytes_read,
         )
 
@@ -167,6 +179,23 @@ class Hub:
         """
         info = self._model(model_id)
         return info.id if info else None
+
+    def original(self, model_id: str) -> str | None:
+        """Return the model that ``model_id`` is a copy of, ``None`` if its card does not say that it is one.
+
+        A copy is what its card calls quantised, or what has the name of its base but for the owner and an ending such
+        as ``-bnb-4bit``; a fine-tune is none. Copies of copies are followed a few times, and never in a circle.
+
+        Raises:
+            HubUnavailable: The Hub did not answer.
+        """
+        chain = [model_id]
+        while len(chain) <= MOST_COPIES and (info := self._model(chain[-1])):
+            source = copied_from(info)
+            if source is None or (source := self.canonical(source) or source) in chain:
+                break
+            chain.append(source)
+        return chain[-1] if len(chain) > 1 else None
 
     def model_license(self, model_id: str) -> str | None:
         """Return the licence that a model states, ``None`` if it is unknown.
@@ -281,8 +310,17 @@ class Hub:
     def _cache_of(self, repo_id: str) -> Path:
         return self._cache_dir / f"models--{repo_id.replace('/', '--')}"
 
+    def _require_room(self, pinned: PinnedRepo, names: Iterable[str]) -> None:
+        sizes = {name: pinned.files[pinned.path(name)].size for name in names}
+        missing = sum(size for name, size in sizes.items() if not has_size(self.cached_path(pinned, name), size))
+        limits = budget()
+        limits.require_bytes(sum(sizes.values()), pinned.label)
+        if missing:
+            limits.require_disk(missing, self._cache_dir, pinned.label)
+
     def _download(self, pinned: PinnedRepo, name: str, progress: bool) -> Path:
-        target, size = self.cached_path(pinned, name), pinned.files[pinned.path(name)].size
+        file = pinned.files[pinned.path(name)]
+        target, size = self.cached_path(pinned, name), file.size
         if has_size(target, size):
             return target
         download = partial(
@@ -296,6 +334,7 @@ class Hub:
         )
         self.ask(download, pinned.repo_id, f"{pinned.label} ({name})")
         if has_size(target, size):
+            _require_digest(target, file.sha256, f"{pinned.label} ({name})")
             return target
         raise AdapterFormatError(
             f"{pinned.label} ({name}) arrived with a size other than the {size} bytes that the repository states.",
@@ -338,11 +377,11 @@ class _Reader:
         self._hub = hub
         self._pinned = pinned
 
-    def text(self, name: str) -> bytes:
+    def text(self, name: str, most: int = MOST_TEXT) -> bytes:
         size = self._pinned.files[self._pinned.path(name)].size
-        if size > MOST_TEXT:
+        if size > most:
             raise AdapterFormatError(
-                f"{self._pinned.label} ({name}) has {size} bytes; at most {MOST_TEXT} are read.",
+                f"{self._pinned.label} ({name}) has {size} bytes; at most {most} are read.",
                 remedy="Take another revision, or ask its author to shorten the file.",
             )
         return self.read(name, 0, size)
@@ -366,6 +405,29 @@ class _Reader:
         repo_id, commit = self._pinned.repo_id, self._pinned.commit
         url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._hub.endpoint)
         return fetch_range(url, self._hub.headers(), start, end)
+
+
+def _require_digest(target: Path, sha256: str | None, subject: str) -> None:
+    """Raise ``AdapterFormatError`` and forget the download if its content is not what the repository describes."""
+    if sha256 is None:
+        return
+    with target.open("rb") as content:
+        found = hashlib.file_digest(content, "sha256").hexdigest()
+    if found != sha256:
+        _forget(target)
+        raise AdapterFormatError(
+            f"{subject} arrived with sha256 {found[:12]}…, but the repository describes {sha256[:12]}….",
+            remedy="Do not use it; if it persists, tell its author and the Hub.",
+        )
+
+
+def _forget(target: Path) -> None:
+    """Remove a file of the cache, and every link on the way to it."""
+    while target.is_symlink():
+        following = target.parent / target.readlink()
+        target.unlink()
+        target = following
+    target.unlink(missing_ok=True)
 
 
 def has_size(file: Path, size: int) -> bool:

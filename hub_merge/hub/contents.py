@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
 from hub_merge.hub.failures import offline
 from hub_merge.hub.repositories import PinnedRepo
-from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, WEIGHTS_FILE
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
 __all__ = ["adapter_files", "matching_files", "weight_files"]
 
@@ -18,8 +18,7 @@ COMPANIONS = (
     CARD_FILE,
     "LICENSE*",
     "NOTICE*",
-    "tokenizer_config.json",
-    "added_tokens.json",
+    *TOKENIZER_FILES,
     RECORD_FILE,
     RECIPE_FILE,
 )

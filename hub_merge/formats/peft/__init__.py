@@ -7,8 +7,8 @@ so that loaders which know only one scale for all modules see the same delta as 
 """
 
 from hub_merge.formats.peft.config import Scalings, parse_config
-from hub_merge.formats.peft.files import adapter_files, weight_files
-from hub_merge.formats.peft.reading import adapter_from_headers, adapter_from_tensors, open_folder
+from hub_merge.formats.peft.files import adapter_files, contained, weight_files
+from hub_merge.formats.peft.reading import adapter_from_headers, adapter_from_tensors, open_folder, read_tokens
 from hub_merge.formats.peft.targets import covered
 from hub_merge.formats.peft.writing import write_portable
 
@@ -17,9 +17,11 @@ __all__ = [
     "adapter_files",
     "adapter_from_headers",
     "adapter_from_tensors",
+    "contained",
     "covered",
     "open_folder",
     "parse_config",
+    "read_tokens",
     "weight_files",
     "write_portable",
 ]
