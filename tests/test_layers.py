@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
 errors layout
-findings frontmatter
+findings frontmatter ranks
 adapter recipe parallel staging
 gram
 clustering elementwise spectra formats hub bases
