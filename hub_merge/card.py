@@ -50,6 +50,8 @@ LICENSE_KEYS = ("license", "license_name", "license_link")
 GENERATED_TAGS = ("base_model:", "hub-merge:", "merged_from:")
 MOST_PAIRS = 10
 LONGEST_TEXT = 400
+ALIKE = ([1.0, 1.0], [True, True])
+"""Weights and presence of two adapters, to tell a weighted sum by its coefficients from another combination."""
 
 
 # --- text from elsewhere ----------------------------------------------------------------------------------------------
@@ -115,6 +117,11 @@ def _number(value: float | None) -> Markdown:
     if value == 0 or abs(value) >= 1000:
         return Markdown(f"{value:.0f}")
     return Markdown(re.sub(r"e([+-])0", r"e\1", f"{value:#.3g}").rstrip("."))
+
+
+def _percent(share: float | None) -> Markdown:
+    """Return a share in per cent with three significant digits."""
+    return _number(None) if share is None else Markdown(f"{_number(100 * share)} %")
 
 
 def _listed(items: Iterable[object]) -> Markdown:
@@ -201,6 +208,33 @@ def _described(method: Method | None) -> dict[str, Any] | None:
     }
 
 
+def _exact(record: MergeRecord) -> Markdown:
+    """Return what the composite is measured against, in words."""
+    if len(record.parents) == 1:
+        weighted = "" if record.parents[0].weight == 1.0 else "weighted "
+        return Markdown(f"the {weighted}delta of its parent")
+    method = _method(record)
+    is_older = "losses" not in record.proof  # and measured every composite against the weighted sum
+    if is_older or method is None or method.coefficients is None or list(method.coefficients(*ALIKE)) == ALIKE[0]:
+        return Markdown("the exact weighted sum of the deltas")
+    return Markdown("the exact combination of the deltas")
+
+
+def _ranks(record: MergeRecord) -> tuple[list[int], list[Markdown]] | None:
+    """Return the smallest and the largest rank, and how many modules have which; ``None`` where all have one."""
+    counts = {int(rank): int(count) for rank, count in record.output.get("ranks", {}).items()}
+    if not counts:
+        return None
+    told = [Markdown(f"{rank} in {_counted(count, 'module')}") for rank, count in sorted(counts.items())]
+    return sorted({min(counts), max(counts)}), told
+
+
+def _losses(record: MergeRecord) -> Sequence[Mapping[str, Any]]:
+    """Return the modules that a truncation took most from."""
+    losses: Sequence[Mapping[str, Any]] = record.proof.get("losses", [])
+    return losses if record.recipe.rank is not None else []
+
+
 def _verdict(record: MergeRecord) -> LicenseVerdict:
     return united(
         record.base_license,
@@ -271,6 +305,7 @@ def _machine_readable(record: MergeRecord, verdict: LicenseVerdict) -> dict[str,
         "method": {
             "name": _method_name(record),
             "rank": recipe.rank,
+            "energy": recipe.energy,
             "options": dict(_options(record)),
             "seed": recipe.seed,
         },
@@ -325,6 +360,7 @@ def _environment() -> jinja2.Environment:
         "fenced": _fenced,
         "listed": _listed,
         "number": _number,
+        "percent": _percent,
         "source": _source,
         "weight": _weight,
     }
@@ -353,6 +389,9 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
         "method_name": _method_name(record),
         "method": _described(_method(record)),
         "options": _options(record),
+        "exact": _exact(record),
+        "ranks": _ranks(record),
+        "losses": _losses(record),
         "matrix": _matrix(record.scores),
         "pairs": _most_alike(pairs),
         "shared_starts": [

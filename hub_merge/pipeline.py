@@ -29,7 +29,7 @@ from hub_merge.errors import (
     RecipeError,
 )
 from hub_merge.findings import Finding, Report
-from hub_merge.formats.peft import contained, open_folder, write_portable
+from hub_merge.formats.peft import contained, open_folder, write_folder
 from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
@@ -38,6 +38,7 @@ from hub_merge.methods import Method, get_method
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
 from hub_merge.publish import Published, publish_folder
+from hub_merge.ranks import Profile, Rank, require_rank
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Weight, checked_weight
 from hub_merge.scores import Scores, Scoring, score
 from hub_merge.sources import Opened, open_adapter, open_headers, unique_names
@@ -47,6 +48,7 @@ __all__ = [
     "advise_on_references",
     "card_of",
     "check_references",
+    "compress",
     "inspect_reference",
     "merge",
     "merge_to_folder",
@@ -81,7 +83,9 @@ def merge(
     method: str = "sum",
     *,
     weights: Sequence[Weight] | None = None,
-    rank: int | None = None,
+    rank: Rank | None = None,
+    energy: float | None = None,
+    profile: Profile = "portable",
     seed: int = 0,
     dtype: str | None = None,
     base: str | None = None,
@@ -96,7 +100,12 @@ def merge(
         adapters: One or more adapters.
         method: Name of the merge method; ``list_methods()`` has them all.
         weights: One number an adapter, or numbers by module (``{"self_attn": 0.5, "*": 1.0}``); 1.0 by default.
-        rank: Rank of the result; ``None`` leaves it to the method.
+        rank: Rank of the result; ``None`` leaves it to the method, ``auto`` takes the smallest that keeps ``energy``.
+        energy: Share of the squared Frobenius norm that ``auto`` keeps of the linear combination that the method makes,
+            or of the weighted sum for a method that makes none, (0, 1]; 0.99 by default.
+        profile: ``portable`` gives all modules one rank. ``peft`` gives each its own, the largest singular values of
+            all modules first: the fewest that keep ``energy`` with ``auto``, ``rank`` a module on average with a
+            number, the method's own without one. Only PEFT and transformers read such a file right.
         seed: Seed of every random choice.
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` takes the widest of the sources.
         base: Hub id that you assert to be the base of all adapters.
@@ -117,7 +126,8 @@ def merge(
     chosen = get_method(method)
     numbers = _checked_weights(adapters, weights)
     settings = chosen.parse_options(options)
-    _require_choices(rank, dtype, seed)
+    _require_choices(dtype, seed)
+    require_rank(rank, energy, profile)
     named = _affordable(adapters)
     compatibility = check(named, base=base, allow=allow, canonical=canonical, original=original)
     if not compatibility.compatible:
@@ -128,6 +138,8 @@ def merge(
         numbers,
         chosen,
         rank=rank,
+        energy=energy,
+        profile=profile,
         options=settings,
         seed=seed,
         dtype=dtype,
@@ -149,14 +161,14 @@ def _with_cautions(
     method: Method,
     weights: Sequence[Weight],
     options: Mapping[str, Any],
-    rank: int | None,
+    rank: Rank | None,
 ) -> Compatibility:
     """Add what is to be told about the method's choices."""
     numbers = [
         number for weight in weights for number in (weight.values() if isinstance(weight, Mapping) else [weight])
     ]
     told = list(method.cautions(numbers, options)) if method.cautions else []
-    if rank is not None and rank > compatibility.total_rank:
+    if isinstance(rank, int) and rank > compatibility.total_rank:
         told.append(
             f"rank {rank} is more than the adapters have together; the composite has {compatibility.total_rank}"
         )
@@ -173,9 +185,7 @@ def _checked_weights(adapters: Sequence[Adapter], weights: Sequence[Weight] | No
     return [checked_weight(weight, adapter.name) for weight, adapter in zip(weights, adapters, strict=True)]
 
 
-def _require_choices(rank: int | None, dtype: str | None, seed: int) -> None:
-    if rank is not None and rank < 1:
-        raise MergeError(f"Rank {rank} is no rank.", remedy="Give a whole number from 1.")
+def _require_choices(dtype: str | None, seed: int) -> None:
     if dtype is not None and dtype not in WRITABLE:
         raise MergeError(f"{dtype!r} is no dtype to write.", remedy=f"It is one of {', '.join(WRITABLE)}.")
     if seed < 0:
@@ -203,7 +213,8 @@ def run(
         HubMergeError: An adapter cannot be had, or the merge cannot be carried out.
     """
     get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
-    _require_choices(recipe.rank, recipe.dtype, recipe.seed)
+    _require_choices(recipe.dtype, recipe.seed)
+    require_rank(recipe.rank, recipe.energy, recipe.profile)
     adapters = _open_all(_references(recipe, folder, parents), hub, progress)
     return _carry_out(recipe, adapters, *followers(hub))
 
@@ -234,6 +245,8 @@ def _carry_out(
         recipe.merge_method,
         weights=[source.weight for source in recipe.models],
         rank=recipe.rank,
+        energy=recipe.energy,
+        profile=recipe.profile,
         seed=recipe.seed,
         dtype=recipe.dtype,
         base=recipe.base_model,
@@ -276,6 +289,34 @@ def _checked(
     return check(adapters, base=base, allow=allow, canonical=canonical, original=original)
 
 
+def compress(
+    adapter: Adapter,
+    rank: Rank = "auto",
+    energy: float | None = None,
+    *,
+    profile: Profile = "portable",
+    dtype: str | None = None,
+    base: str | None = None,
+    allow: Sequence[str] = (),
+) -> Composite:
+    """Return ``adapter`` at a smaller rank, as close to it as that rank allows: method ``svd`` of it alone.
+
+    Args:
+        adapter: What to compress.
+        rank: A whole number, or ``auto`` for the smallest rank that keeps ``energy``; 1 for a delta that is zero.
+        energy: Share of the squared Frobenius norm that ``auto`` keeps, (0, 1]; 0.99 by default.
+        profile: ``portable`` for one rank in all modules, ``peft`` for a rank in each; see ``merge``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` takes that of the adapter.
+        base: Hub id that you assert to be the adapter's base.
+        allow: Codes of findings that you accept.
+
+    Raises:
+        IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
+        MergeError: A rank, energy, profile or dtype that cannot be used.
+    """
+    return merge([adapter], "svd", rank=rank, energy=energy, profile=profile, dtype=dtype, base=base, allow=allow)
+
+
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -312,12 +353,12 @@ def save(
     _require_room(composite, folder)
     total = len(composite.modules)
     with staged(folder, force, PUBLISHED_FILES) as stage:
-        write_portable(
+        write_folder(
             composite,
             stage,
             base_model=composite.base_model,
             dtype=composite.dtype,
-            rank=composite.rank,
+            rank=composite.uniform_rank,
             progress=_counter("write", total, progress),
         )
         written = open_folder(stage, name=composite.name, origin=Origin(folder=stage))

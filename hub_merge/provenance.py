@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -43,6 +44,8 @@ def build_record(
         models=tuple(Source(parent.model, parent.weight) for parent in parents),
         base_model=composite.base_model,
         rank=composite.rank_asked,
+        energy=composite.energy,
+        profile=composite.profile,
         options=composite.options,
         dtype=composite.dtype,
         seed=composite.seed,
@@ -55,6 +58,7 @@ def build_record(
         base_license=base_license,
         output={
             "rank": composite.rank,
+            **_ranks(composite),
             "dtype": composite.dtype,
             "modules": len(composite.modules),
             "task_type": composite.task_type,
@@ -65,6 +69,14 @@ def build_record(
         proof=proof.to_dict(),
         versions={name: version(name) for name in ("hub-merge", "numpy", "ml_dtypes")},
     )
+
+
+def _ranks(composite: Composite) -> dict[str, Any]:
+    """Return how many modules have which rank, where they have a rank of their own."""
+    if composite.profile == "portable":
+        return {}
+    counts = Counter(spec.rank for spec in composite.modules.values())
+    return {"ranks": {str(rank): count for rank, count in sorted(counts.items())}}
 
 
 def _parent(adapter: Adapter, weight: Weight, base: str | None) -> Parent:

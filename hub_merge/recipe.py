@@ -12,7 +12,7 @@ A recipe is YAML whose field names follow mergekit's configuration where they me
           weight:                               # by module: the first filter found in the module's name counts
             - {filter: self_attn.v_proj, value: 0.5}
             - {value: 1.0}
-    parameters: {rank: 8, clustering: kmeans}
+    parameters: {rank: 8, clustering: kmeans}  # or {rank: auto, energy: 0.99}
     dtype: float32
     seed: 0
 """
@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from hub_merge.errors import RecipeError
+from hub_merge.ranks import PROFILES, Profile, Rank
 
 __all__ = ["SCHEMA_VERSION", "MergeRecord", "Parent", "Recipe", "Source", "Weight", "weight_for"]
 
@@ -39,6 +40,9 @@ Weight: TypeAlias = float | Mapping[str, float]
 """One number, or numbers by module: ``{"self_attn": 0.5, "*": 1.0}``; the first filter found in a name counts."""
 
 EVERY_MODULE = "*"
+
+FIELDS = "merge_method base_model models parameters profile dtype seed allow".split()
+"""What a recipe may say at its top."""
 
 
 def weight_for(weight: Weight, module: str) -> float:
@@ -84,7 +88,9 @@ class Recipe:
         merge_method: Registered name of the method.
         models: The adapters with their weights, in order.
         base_model: Base model, asserted by the user where the adapters do not prove it.
-        rank: Rank asked for; ``None`` leaves it to the method.
+        rank: Rank asked for, ``auto`` for the smallest that keeps ``energy``; ``None`` leaves it to the method.
+        energy: Share of the squared norm that ``auto`` keeps, (0, 1]; ``None`` for 0.99.
+        profile: ``portable`` for one rank in all modules, ``peft`` for a rank in each.
         options: Further options of the method.
         dtype: Dtype of the written factors; ``None`` takes the widest of the sources.
         seed: Seed of every random choice.
@@ -94,7 +100,9 @@ class Recipe:
     merge_method: str
     models: tuple[Source, ...]
     base_model: str | None = None
-    rank: int | None = None
+    rank: Rank | None = None
+    energy: float | None = None
+    profile: Profile = "portable"
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     seed: int = 0
@@ -102,7 +110,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in the shape of its YAML."""
-        parameters = {**({} if self.rank is None else {"rank": self.rank}), **self.options}
+        size = {"rank": self.rank, "energy": self.energy}
+        parameters = {**{name: value for name, value in size.items() if value is not None}, **self.options}
         asked: dict[str, Any] = {
             "merge_method": self.merge_method,
             "base_model": self.base_model,
@@ -111,6 +120,7 @@ class Recipe:
                 for source in self.models
             ],
             "parameters": parameters,
+            "profile": None if self.profile == "portable" else self.profile,
             "dtype": self.dtype,
             "seed": self.seed,
             "allow": list(self.allow),
@@ -140,19 +150,19 @@ class Recipe:
         """Read a recipe from plain data; see ``from_yaml``."""
         if not isinstance(content, Mapping):
             raise RecipeError("The recipe is not a mapping.", remedy="Start it with 'merge_method: sum'.")
-        _refuse_unknown(
-            content, ("merge_method", "base_model", "models", "parameters", "dtype", "seed", "allow"), "The recipe"
-        )
+        _refuse_unknown(content, FIELDS, "The recipe")
         models = _list(content.get("models"), "models")
         if not models:
             raise RecipeError("The recipe lists no models.", remedy="Add 'models:' with one '- model: …' an adapter.")
         options = dict(_mapping(content.get("parameters"), "parameters"))
-        rank = options.pop("rank", None)
+        rank, energy = options.pop("rank", None), options.pop("energy", None)
         return cls(
             merge_method=_text(content.get("merge_method", "sum"), "merge_method"),
             models=tuple(_source(entry) for entry in models),
             base_model=None if content.get("base_model") is None else _text(content["base_model"], "base_model"),
-            rank=None if rank is None else _integer(rank, "rank", at_least=1),
+            rank=rank if rank in (None, "auto") else _integer(rank, "rank", at_least=1),
+            energy=None if energy is None else _share(energy, "energy"),
+            profile=_profile(content.get("profile", "portable")),
             options=options,
             dtype=None if content.get("dtype") is None else _text(content["dtype"], "dtype"),
             seed=_integer(content.get("seed", 0), "seed", at_least=0),
@@ -227,6 +237,19 @@ def _integer(value: object, name: str, at_least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
         raise RecipeError(f"'{name}' is {value!r}.", remedy=f"It must be a whole number from {at_least}.")
     return value
+
+
+def _share(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise RecipeError(f"'{name}' is {value!r}.", remedy="It must be a number above 0 and up to 1, such as 0.99.")
+    return float(value)
+
+
+def _profile(value: object) -> Profile:
+    for profile in PROFILES:
+        if value == profile:
+            return profile
+    raise RecipeError(f"'profile' is {value!r}.", remedy=f"It must be one of {', '.join(PROFILES)}.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from hub_merge.formats.peft import (
     open_folder,
     parse_config,
     weight_files,
-    write_portable,
+    write_folder,
 )
 from hub_merge.formats.tensors import ArrayStore
 from tests.helpers import adapter_of, peft_config, peft_tensors, random_factors, relative_error, write_adapter
@@ -178,7 +178,7 @@ def test_the_portable_file_gives_peft_the_same_deltas_without_patterns(saved: tu
     model, folder = saved
     adapter, done = opened(folder), []
     rank = max(spec.rank for spec in adapter.modules.values()) + 1
-    write_portable(adapter, tmp_path, base_model="owner/base", dtype="float32", rank=rank, progress=done.append)
+    write_folder(adapter, tmp_path, base_model="owner/base", dtype="float32", rank=rank, progress=done.append)
     assert done == list(adapter.modules)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (rank, rank, False)
@@ -765,7 +765,7 @@ def test_targets_that_do_not_explain_the_file_give_way_to_full_names(rng: np.ran
 def test_written_factors_carry_the_scaling_and_zeros_fill_the_rank(tmp_path: Path, rng: np.random.Generator) -> None:
     part = random_factors(rng, (6, 5), 2, scaling=-2.0, dtype=np.float32)
     adapter = adapter_of("it", {"h.c_attn": part}, target_modules=("c_attn",), task_type="CAUSAL_LM")
-    write_portable(adapter, tmp_path, base_model=None, dtype="float32", rank=4, progress=lambda name: None)
+    write_folder(adapter, tmp_path, base_model=None, dtype="float32", rank=4, progress=lambda name: None)
     tensors = load_file(tmp_path / "adapter_model.safetensors")
     A, B = (tensors[f"base_model.model.h.c_attn.lora_{side}.weight"] for side in "AB")
     assert (A.shape, B.shape) == ((4, 5), (6, 4))
@@ -782,7 +782,7 @@ def test_written_factors_carry_the_scaling_and_zeros_fill_the_rank(tmp_path: Pat
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_narrow_file_holds_each_number_rounded_once(dtype: str, tmp_path: Path, rng: np.random.Generator) -> None:
     part = random_factors(rng, (6, 5), 2)
-    write_portable(
+    write_folder(
         adapter_of("it", {"m": part}), tmp_path, base_model=None, dtype=dtype, rank=2, progress=lambda name: None
     )
     A = opened(tmp_path).factors("m").A
@@ -798,7 +798,7 @@ def test_numbers_that_do_not_fit_the_dtype_are_told_and_not_written_as_infinity(
     part = random_factors(rng, (6, 5), 2)
     adapter = adapter_of("it", {"h.m": LoraFactors(part.A, part.B, 1e30)})
     with pytest.raises(ProofFailed, match=r"h\.m would hold NaN or infinity in float16"):
-        write_portable(adapter, tmp_path, base_model=None, dtype="float16", rank=2, progress=lambda name: None)
+        write_folder(adapter, tmp_path, base_model=None, dtype="float16", rank=2, progress=lambda name: None)
 
 
 def test_an_adapter_lacking_a_module_gives_rank_zero_factors_of_the_shape_asked_for(rng: np.random.Generator) -> None:

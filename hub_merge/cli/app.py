@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from hub_merge.cli.framework import Group, output_options, run_cli
+from hub_merge.cli.framework import Group, RankType, output_options, run_cli
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
+    from hub_merge.ranks import Profile, Rank
     from hub_merge.recipe import Recipe
 
 __all__ = ["cli", "main"]
@@ -34,6 +35,27 @@ base_option = click.option("--base", metavar="OWNER/NAME", help="The base model,
 allow_option = click.option(
     "--allow", multiple=True, metavar="CODE", help="Accept the finding of this code; may be repeated."
 )
+output_option = click.option(
+    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
+)
+energy_option = click.option(
+    "--energy",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Share of the squared norm that --rank auto keeps.  [default: 0.99]",
+)
+profile_option = click.option(
+    "--profile",
+    type=click.Choice(["portable", "peft"]),
+    help="One rank for all modules, or one for each, which only PEFT and transformers read: vLLM, llama.cpp's "
+    "converter and others need portable.  [default: portable]",
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Dtype of the result.  [default: the widest of the adapters']",
+)
+force_option = click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -250,27 +272,29 @@ def advise(
     examples=[
         "merge someone/math-lora other/medicine-lora -o math-medicine",
         "merge ./math ./medicine --weights 1,0.5 --method lego --rank 8 -o out",
+        "merge ./math ./medicine --rank auto --energy 0.95 -o out",
         "merge recipe.yaml -o out",
     ]
 )
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER... | RECIPE.yaml [FOLDER]...")
-@click.option(
-    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
-)
+@output_option
 @click.option("--method", metavar="NAME", help="Merge method; the command `methods` lists them.  [default: sum]")
 @weights_option
-@click.option("--rank", metavar="N", type=click.IntRange(1), help="Rank of the result.  [default: the method's own]")
+@click.option(
+    "--rank",
+    metavar="N|auto",
+    type=RankType(),
+    help="Rank of the result; auto is the smallest that keeps --energy of the sum.  [default: the method's own]",
+)
+@energy_option
+@profile_option
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the method; may be repeated.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Seed of every random choice.  [default: 0]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Dtype of the result.  [default: the widest of the adapters']",
-)
+@dtype_option
 @base_option
 @allow_option
 @click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
-@click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
+@force_option
 @token_option
 @output_options
 def merge(
@@ -330,7 +354,9 @@ def _recipe(
     *,
     method: str | None,
     weights: str | None,
-    rank: int | None,
+    rank: Rank | None,
+    energy: float | None,
+    profile: Profile | None,
     options: tuple[str, ...],
     seed: int | None,
     dtype: str | None,
@@ -343,17 +369,64 @@ def _recipe(
         raise click.UsageError(f"{twice[0]} is named twice: name it once, with a larger number in --weights.")
     if wrong := [option for option in options if "=" not in option]:
         raise click.BadParameter(f"{wrong[0]!r} is not NAME=VALUE.", param_hint="--option")
+    _require_auto(rank, energy)
     numbers = _numbers(weights, adapters) or [1.0] * len(adapters)
     return Recipe(
         merge_method=method or "sum",
         models=tuple(Source(model, weight) for model, weight in zip(adapters, numbers, strict=True)),
         base_model=base,
         rank=rank,
+        energy=energy,
+        profile=profile or "portable",
         options=dict(option.split("=", 1) for option in options),
         dtype=dtype,
         seed=seed or 0,
         allow=allow,
     )
+
+
+def _require_auto(rank: Rank | None, energy: float | None) -> None:
+    if energy is not None and rank != "auto":
+        raise click.UsageError("--energy says what --rank auto keeps: add --rank auto, or leave out --energy.")
+
+
+@cli.command(
+    examples=[
+        "compress someone/math-lora -o small",
+        "compress ./math --rank auto --energy 0.95 --profile peft -o small",
+        "compress ./math --rank 4 --dtype bfloat16 -o small",
+    ]
+)
+@click.argument("adapter")
+@output_option
+@click.option(
+    "--rank",
+    metavar="N|auto",
+    type=RankType(),
+    default="auto",
+    show_default=True,
+    help="Rank of the result; auto is the smallest that keeps --energy.",
+)
+@energy_option
+@profile_option
+@dtype_option
+@base_option
+@allow_option
+@force_option
+@token_option
+@output_options
+def compress(out: Output, adapter: str, output: Path, force: bool, token: str | None, **asked: Any) -> None:
+    """Write an adapter at a smaller rank, and prove the written file.
+
+    It is as close to the adapter as that rank allows (truncated SVD). Record, recipe and model card are written beside
+    it, as for a merge.
+    """
+    from hub_merge.cli.show import print_compression
+    from hub_merge.pipeline import merge_to_folder
+
+    recipe = _recipe((adapter,), method="svd", weights=None, options=(), seed=None, **asked)
+    hub = _hub(out, token)
+    print_compression(out, output, merge_to_folder(recipe, output, hub=hub, force=force, progress=out.progress()))
 
 
 @cli.command(examples=["verify someone/math-medicine", "verify ./math-medicine ./math ./medicine"])

@@ -17,7 +17,7 @@ import click
 from hub_merge.cli.output import Output, OutputMode, program_name, tell
 from hub_merge.errors import HubMergeError
 
-__all__ = ["Command", "Group", "output_options", "run_cli"]
+__all__ = ["Command", "Group", "RankType", "output_options", "run_cli"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,6 +34,23 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples below the options, as the reader would type them."""
         _write_examples(ctx, formatter, self.examples)
+
+
+class RankType(click.IntRange):
+    """A whole number from 1, or ``auto``."""
+
+    name = "rank"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number or ``auto``."""
+        if value == "auto":
+            return value
+        if not str(value).lstrip("+-").isdecimal():
+            self.fail(f"{value!r} is neither a whole number nor auto.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Group(click.Group):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "print_advice",
     "print_compatibility",
+    "print_compression",
     "print_inspection",
     "print_listings",
     "print_merge",
@@ -282,9 +283,7 @@ def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
     """Print what a merge wrote and proved."""
     values = _merge_values(folder, record)
     if out.mode == "json":
-        parents = [{"name": parent.name, "model": parent.model, "weight": parent.weight} for parent in record.parents]
-        files = record.output["files"]
-        out.document({**values, "parents": parents, "files": files, "proof": record.proof, "findings": record.findings})
+        out.document({**values, **_record_values(record)})
     else:
         out.fields(values, title="✓ Merged and proved")
     if out.human:
@@ -293,6 +292,33 @@ def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
             for entry, parent in zip(record.proof["retention"], record.parents, strict=True)
         ]
         out.table(rows, ["parent", "weight", "kept"])
+    _print_losses(out, record)
+    _print_aftermath(out, folder, record)
+
+
+def _print_losses(out: Output, record: MergeRecord) -> None:
+    """Print, for people, which modules of a truncated composite lost most."""
+    losses = record.proof["losses"]
+    if out.human and losses and record.recipe.rank is not None:
+        rows = [
+            {"module": loss["module"], "rank": loss["rank"], "lost": loss["lost"], "of_all_lost": loss["share"]}
+            for loss in losses
+        ]
+        columns = ["module", "rank", "lost", "of_all_lost"]
+        out.table(
+            rows,
+            columns,
+            title="Farthest from the exact combination of the deltas",
+            formats=dict.fromkeys(("lost", "of_all_lost"), _percent),
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}"
+
+
+def _print_aftermath(out: Output, folder: Path, record: MergeRecord) -> None:
+    """Print on stderr what the check found, and what could be done next."""
     for found in record.findings:
         subject = f"{found['adapter']}: " if found["adapter"] else ""
         out.warning(f"[{found['code']}] {subject}{found['seen']}")
@@ -304,12 +330,76 @@ def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
         "output": str(folder),
         "method": record.recipe.merge_method,
         "rank": record.output["rank"],
+        "ranks": _ranks(record),
         "dtype": record.output["dtype"],
         "modules": record.output["modules"],
         "max_error": record.proof["max_error"],
         "distance_to_sum": record.proof["distance_to_sum"],
+        "energy_kept": record.proof["energy_kept"],
         "rms_cosine": record.scores["rms_cosine"],
     }
+
+
+def _ranks(record: MergeRecord) -> list[str] | None:
+    """Return how many modules have which rank, where they differ in it."""
+    counts = record.output.get("ranks")
+    return None if counts is None else [f"{count} x {rank}" for rank, count in counts.items()]
+
+
+def _record_values(record: MergeRecord) -> dict[str, Any]:
+    parents = [{"name": parent.name, "model": parent.model, "weight": parent.weight} for parent in record.parents]
+    files = record.output["files"]
+    return {
+        "ranks": record.output.get("ranks"),
+        "parents": parents,
+        "files": files,
+        "proof": record.proof,
+        "findings": record.findings,
+    }
+
+
+def print_compression(out: Output, folder: Path, record: MergeRecord) -> None:
+    """Print what a compression wrote, and what it cost."""
+    (parent,) = record.parents
+    before, after = (
+        sum(file["size"] for file in files if file["name"].endswith(".safetensors"))
+        for files in (parent.files, record.output["files"])
+    )
+    values = {
+        "output": str(folder),
+        "rank_before": parent.rank,
+        "rank": record.output["rank"],
+        "ranks": _ranks(record),
+        "bytes_before": before,
+        "bytes": after,
+        "dtype": record.output["dtype"],
+        "modules": record.output["modules"],
+        "max_error": record.proof["max_error"],
+        "distance": record.proof["distance_to_sum"],
+        "energy_kept": record.proof["energy_kept"],
+    }
+    if out.mode == "json":
+        out.document({**values, **_record_values(record)})
+    elif out.human:
+        shown = {
+            "output": values["output"],
+            "rank": f"{parent.rank} → {_rank_told(record)}",
+            "size": f"{_size(before)} → {_size(after)}",
+            "energy_kept": values["energy_kept"],
+            **{name: values[name] for name in ("distance", "dtype", "modules", "max_error")},
+        }
+        out.fields(shown, title="✓ Compressed and proved", formats={"energy_kept": _percent})
+    else:
+        out.fields(values)
+    _print_losses(out, record)
+    if after >= before:
+        out.hint("the file is no smaller: ask for less --energy, for --rank N, or for --profile peft")
+    _print_aftermath(out, folder, record)
+
+
+def _rank_told(record: MergeRecord) -> str:
+    ranks = [int(rank) for rank in record.output.get("ranks", [record.output["rank"]])]
+    return str(ranks[0]) if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}, by module"
 
 
 def _weight(weight: Any) -> Any:

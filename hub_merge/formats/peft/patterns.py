@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-__all__ = ["Patterns", "is_tame", "suffixes"]
+__all__ = ["Patterns", "is_tame", "matches", "suffixes"]
 
 MAX_LENGTH = 512
 MAX_WILD = 20_000
@@ -86,7 +86,7 @@ class Patterns:
         """Yield the patterns that match ``module``, with their values."""
         for number in sorted(self._candidates(module)):
             pattern, value = self._values[number]
-            if _matches(pattern, module):
+            if matches(pattern, module):
                 yield pattern, value
 
     def _candidates(self, module: str) -> list[int]:
@@ -113,7 +113,8 @@ class Patterns:
         return [pattern for pattern, _ in self._values if pattern not in used]
 
 
-def _matches(pattern: str, module: str) -> bool:
+def matches(pattern: str, module: str) -> bool:
+    """Whether ``pattern`` matches ``module`` by PEFT's rule; see ``Patterns``."""
     if not PLAIN.fullmatch(pattern):
         return _compiled(pattern).match(module) is not None
     start = len(module) - len(pattern)

@@ -1,32 +1,41 @@
-"""Writing in the portable profile: one rank, ``lora_alpha == r``, no patterns and no variants."""
+"""Writing: alpha is the rank in every module, so that the scaling is 1; no variants; one rank, or one a module."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleKind
+from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleKind, ModuleSpec
 from hub_merge.errors import ProofFailed
+from hub_merge.formats.peft.patterns import matches
 from hub_merge.formats.tensors import dtype_named, is_finite, safetensors_writer
 from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
 from hub_merge.parallel import map_modules
 
-__all__ = ["write_portable"]
+__all__ = ["rank_fields", "write_folder"]
 
 PREFIX = "base_model.model."
 
 Tensor: TypeAlias = NDArray[Any]
 
 
-def write_portable(
-    adapter: Adapter, folder: Path, *, base_model: str | None, dtype: str, rank: int, progress: Callable[[str], None]
+def write_folder(
+    adapter: Adapter,
+    folder: Path,
+    *,
+    base_model: str | None,
+    dtype: str,
+    rank: int | None,
+    progress: Callable[[str], None],
 ) -> None:
-    """Write ``adapter`` to the existing, empty ``folder`` in the portable profile.
+    """Write ``adapter`` to the existing, empty ``folder``.
 
     A few modules are in memory at a time. Factors of a smaller rank are padded with zeros, which leaves the delta as it
     is.
@@ -36,23 +45,23 @@ def write_portable(
         folder: Existing folder without these files.
         base_model: Base to name in the config, a Hub id, or ``None``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        rank: The one rank of the file, at least that of every module.
+        rank: The one rank of the file, at least that of every module; ``None`` for the rank of each module.
         progress: Called with each module's name when it is written.
 
     Raises:
         ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
     """
-    config = _portable_config(adapter, base_model, rank)
+    config = _config(adapter, base_model, rank)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     infos = {}
     for module, spec in adapter.modules.items():
         out_features, in_features = spec.shape
         a_key, b_key = _factor_keys(module, spec.kind)
-        infos[a_key] = (dtype, (rank, in_features))
-        infos[b_key] = (dtype, (out_features, rank))
+        infos[a_key] = (dtype, (rank or spec.rank, in_features))
+        infos[b_key] = (dtype, (out_features, rank or spec.rank))
 
     def prepare(module: str) -> tuple[str, Tensor, Tensor]:
-        return module, *_prepared(module, adapter.factors(module), rank, dtype)
+        return module, *_prepared(module, adapter.factors(module), rank or adapter.modules[module].rank, dtype)
 
     with safetensors_writer(folder / WEIGHTS_FILE, infos) as writer:
         for module, A, B in map_modules(prepare, adapter.modules):
@@ -89,15 +98,39 @@ def _cast(factor: Array, shape: tuple[int, int], dtype: str) -> Tensor:
     return padded
 
 
-def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dict[str, Any]:
+def rank_fields(modules: Mapping[str, ModuleSpec], rank: int | None) -> dict[str, Any]:
+    """Return the fields of the config that state rank and alpha, which are equal in every module.
+
+    Args:
+        modules: The modules of the file.
+        rank: The one rank of all; ``None`` to name, by patterns, the modules that differ from the most frequent rank.
+    """
+    counts = Counter(spec.rank for spec in modules.values())
+    common = rank or max(counts, key=lambda value: (counts[value], value))
+    others = {
+        _pattern(name, modules): spec.rank for name, spec in modules.items() if rank is None and spec.rank != common
+    }
+    return {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": others}
+
+
+def _pattern(module: str, modules: Mapping[str, ModuleSpec]) -> str:
+    """Return the pattern that, by PEFT's rule, matches ``module`` and no other of ``modules``.
+
+    The name does, unless it is the end of a longer name, or a dot in it, which stands for any character, matches there.
+    """
+    if any(matches(module, other) for other in modules if other != module):
+        return f"^{re.escape(module)}"
+    return module
+
+
+def _config(adapter: Adapter, base_model: str | None, rank: int | None) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": adapter.task_type,
         "base_model_name_or_path": base_model,
         "revision": None,
         "inference_mode": True,
-        "r": rank,
-        "lora_alpha": rank,
+        **rank_fields(adapter.modules, rank),
         "lora_dropout": 0.0,
         "target_modules": sorted(adapter.target_modules),
         "fan_in_fan_out": adapter.fan_in_fan_out,
@@ -106,8 +139,6 @@ def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dic
         "init_lora_weights": True,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
         "use_rslora": False,
         "use_dora": False,
     }
