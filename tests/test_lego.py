@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hub_merge import clustering
 from hub_merge.adapter import LoraFactors
-from hub_merge.clustering import _lloyd, kmeans
+from hub_merge.clustering import _distances, _lloyd, kmeans
 from hub_merge.methods import get_method
 from tests.helpers import Dense, dense_sum, in_basis, random_basis, random_factors, relative_error
 
@@ -318,22 +319,37 @@ def test_weights_of_both_signs_are_warned_of_and_others_are_not() -> None:
 # --- clustering -------------------------------------------------------------------------------------------------------
 
 
-def test_labels_are_those_of_scikit_learn_from_the_same_seeds() -> None:
+def test_labels_of_every_start_are_those_of_scikit_learn_from_the_same_seeds() -> None:
     cluster = pytest.importorskip("sklearn.cluster")
     moved = 0
     for trial in range(30):
         rng = np.random.default_rng(trial)
         count, clusters = int(rng.integers(8, 40)), int(rng.integers(2, 8))
         points = rng.standard_normal((count, 6)) + 2 * rng.standard_normal((4, 6))[rng.integers(0, 4, count)]
-        seeds = rng.choice(count, clusters, replace=False).tolist()
-        theirs = cluster.KMeans(clusters, init=points[seeds], n_init=1, max_iter=300, tol=0, algorithm="lloyd").fit(
-            points
-        )
-        labels, ours = _lloyd(points @ points.T, seeds, clusters)
-        assert np.array_equal(labels, theirs.labels_)
-        assert ours == pytest.approx(theirs.inertia_)
-        moved += theirs.n_iter_ > 3
-    assert moved > 10  # points did change cluster, so that more than the seeding was compared
+        gram = points @ points.T
+        seeds = np.stack([rng.choice(count, clusters, replace=False) for _ in range(4)])
+        labels, inertias = _lloyd(gram, _distances(gram)[:, seeds])
+        for start in range(4):
+            theirs = cluster.KMeans(clusters, init=points[seeds[start]], n_init=1, max_iter=300, tol=0).fit(points)
+            assert np.array_equal(labels[:, start], theirs.labels_)
+            assert inertias[start] == pytest.approx(theirs.inertia_)
+            moved += theirs.n_iter_ > 3
+    assert moved > 40  # points did change cluster, so that more than the seeding was compared
+
+
+def test_copies_come_to_rest_though_rounding_prefers_one_of_two_equal_centroids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rounds: list[int] = []
+    step = clustering._distances_to_centroids
+    monkeypatch.setattr(clustering, "_distances_to_centroids", lambda *given: rounds.append(1) or step(*given))
+    for seed in range(1000):
+        rng = np.random.default_rng(seed)
+        points = 10.0 ** rng.integers(-3, 4) * rng.standard_normal((9, 7))[rng.integers(0, 9, 30)]
+        gram, rounds[:] = points @ points.T, []
+        labels, inertias = _lloyd(gram, _distances(gram)[:, rng.permutation(30)[None, :15]])
+        assert len(rounds) < 10
+        assert inertias[0] == pytest.approx(inertia(points, labels[:, 0].tolist()), abs=1e-10 * gram.max())
 
 
 def test_one_start_is_seeded_as_well_as_that_of_scikit_learn() -> None:

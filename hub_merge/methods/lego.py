@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from hub_merge.adapter import LoraFactors
-from hub_merge.clustering import kmeans
+from hub_merge.clustering import Labels, kmeans
 from hub_merge.gram import Float64, best_rank_k, result_dtype, stack
 from hub_merge.methods.registry import Bounds, merge_method
 
@@ -81,7 +81,7 @@ def lego(
     A = np.concatenate([a for a, _ in pools], axis=0)
     B = np.concatenate([b for _, b in pools], axis=0)
     if order == "canonical":
-        sequence = sorted(range(len(A)), key=lambda j: (A[j, :32].tolist(), A[j].tobytes(), B[j].tobytes()))
+        sequence = _canonical_order(A, B)
         A, B = A[sequence], B[sequence]
     ranks = [len(a) for a, _ in pools if len(a)]
     clusters = min(rank or max(part.rank for part in parts), len(A))
@@ -114,9 +114,15 @@ def _units(part: LoraFactors, weight: float, canonicalize: Canonical) -> tuple[F
     return a * balance, b / balance
 
 
-def _cluster(
-    A: Float64, B: Float64, clusters: int, feature: str, starts: int, rng: np.random.Generator
-) -> np.ndarray[Any, np.dtype[np.intp]]:
+def _canonical_order(A: Float64, B: Float64) -> list[int]:
+    """Return the units' order by the first values of a; by all bytes where those are equal, as for a shared a."""
+    values = A[:, :32].tolist()
+    if len(set(map(tuple, values))) == len(values):
+        return sorted(range(len(A)), key=values.__getitem__)
+    return sorted(range(len(A)), key=lambda j: (values[j], A[j].tobytes(), B[j].tobytes()))
+
+
+def _cluster(A: Float64, B: Float64, clusters: int, feature: str, starts: int, rng: np.random.Generator) -> Labels:
     if clusters == len(A):
         return np.arange(len(A))
     if feature == "unit_halves":
@@ -124,9 +130,7 @@ def _cluster(
     return kmeans(A @ A.T + B @ B.T, clusters, starts=starts, rng=rng)
 
 
-def _centroids(
-    A: Float64, B: Float64, labels: np.ndarray[Any, np.dtype[np.intp]], clusters: int, reweight: str
-) -> tuple[Float64, Float64]:
+def _centroids(A: Float64, B: Float64, labels: Labels, clusters: int, reweight: str) -> tuple[Float64, Float64]:
     """Return the halves of the centroids as rows, rescaled to their clusters' average norm."""
     member = np.zeros((clusters, len(labels)))
     member[labels, np.arange(len(labels))] = 1.0
