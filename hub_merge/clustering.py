@@ -1,7 +1,7 @@
 """Clustering of points that are known by their inner products only.
 
 With ``F = X Xᵀ`` every squared distance to a centroid is ``F_ii - 2 mean_j F_ij + mean_jk F_jk`` over the members j, k
-of the cluster, so k-means never touches the long vectors themselves.
+of the cluster, so neither k-means nor Ward's linkage touches the long vectors themselves.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hub_merge.gram import Float64
 
-__all__ = ["Labels", "kmeans"]
+__all__ = ["Labels", "kmeans", "ward"]
 
 MAX_ITERATIONS = 300
 
@@ -37,6 +37,29 @@ def kmeans(gram: Float64, clusters: int, *, starts: int, rng: np.random.Generato
     labels, inertia = _lloyd(gram, distances[:, _seeds(distances, clusters, starts, rng)])
     best: Labels = labels[:, inertia.argmin()]
     return best
+
+
+def ward(gram: Float64, clusters: int) -> Labels:
+    """Return the label of each point by Ward's linkage: join the two nearest clusters until ``clusters`` are left.
+
+    Clusters of n and m points with centroids c and d are ``n m / (n + m) ‖c - d‖²`` apart, what their union adds to the
+    inertia (Ward 1963, by the recurrence of Lance and Williams 1967). Among equals the pair with the earliest points is
+    joined; nothing is drawn.
+
+    Args:
+        gram: Inner products of the points, ``(N, N)``.
+        clusters: Number of clusters, [1, N]; none is empty. They are numbered in the order of their first points.
+    """
+    apart, sizes, first = _distances(gram) / 2, np.ones(len(gram)), np.arange(len(gram))
+    np.fill_diagonal(apart, np.inf)
+    for _ in range(len(gram) - clusters):
+        i, j = sorted(divmod(int(apart.argmin()), len(gram)))
+        joined = (sizes + sizes[i]) * apart[i] + (sizes + sizes[j]) * apart[j] - sizes * apart[i, j]
+        apart[i] = apart[:, i] = joined / (sizes + sizes[i] + sizes[j])
+        apart[j] = apart[:, j] = np.inf
+        sizes[i] += sizes[j]
+        first[first == j] = i
+    return np.unique(first, return_inverse=True)[1]
 
 
 def _distances(gram: Float64) -> Float64:

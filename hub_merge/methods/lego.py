@@ -9,13 +9,14 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from hub_merge.adapter import LoraFactors
-from hub_merge.clustering import Labels, kmeans
+from hub_merge.clustering import Labels, kmeans, ward
 from hub_merge.gram import Float64, best_rank_k, result_dtype, stack
 from hub_merge.methods.registry import Bounds, merge_method
 
 __all__ = ["lego"]
 
 Canonical = Literal["none", "balance", "svd"]
+Clustering = Literal["kmeans", "ward"]
 
 
 def _mixed_signs(weights: Sequence[float], options: Mapping[str, Any]) -> list[str]:
@@ -26,7 +27,7 @@ def _mixed_signs(weights: Sequence[float], options: Mapping[str, Any]) -> list[s
 
 @merge_method(
     "lego",
-    formula="k-means over all units [a_j; b_j]; [a; b]_c = rho_c * mean of cluster c; delta = tau * sum_c b_c a_cᵀ",
+    formula="k clusters of all units [a_j; b_j]; [a; b]_c = rho_c * mean of cluster c; delta = tau * sum_c b_c a_cᵀ",
     paper="2409.16167",
     aliases=("msu",),
     default_rank="largest",
@@ -43,15 +44,16 @@ def lego(
     order: Literal["canonical", "given"] = "canonical",
     parameter_reweight: Literal["inf", "l2", "none"] = "inf",
     output_reweight: Literal["sqrt_rank_over_k", "sqrt_total_over_k", "none"] = "sqrt_rank_over_k",
+    clustering: Clustering = "kmeans",
     starts: Annotated[int, Bounds(1, 1000)] = 10,
     rng: np.random.Generator,
 ) -> LoraFactors:
     """Return a composite of rank k whose rank-one units are centroids of clusters of all adapters' units.
 
     Row j of A and column j of B form one Minimal Semantic Unit. The units of all adapters, each carrying the square
-    root of its weight and scaling on both halves, go into one pool; k-means makes k clusters of ``[a; b]``. Each
-    centroid is rescaled to the average norm of its cluster (*parameter reweighting*, against norms that shrink by
-    averaging) and the whole by sqrt(r/k) (*output reweighting*, against variance that grows with k).
+    root of its weight and scaling on both halves, go into one pool; k-means, or Ward's linkage, makes k clusters of
+    ``[a; b]``. Each centroid is rescaled to the average norm of its cluster (*parameter reweighting*, against norms
+    that shrink by averaging) and the whole by sqrt(r/k) (*output reweighting*, against variance that grows with k).
 
     The plain method depends on how the factors are written, not only on the delta: flipping the sign of one unit
     changes the result. By default the units are therefore brought to a canonical form and order first. The preset
@@ -69,6 +71,7 @@ def lego(
         parameter_reweight: Norm that the centroid takes over as the cluster's average, or ``none``.
         output_reweight: ``sqrt_rank_over_k`` with r the mean rank of the parts, ``sqrt_total_over_k`` with the
             number of units, or ``none``.
+        clustering: ``kmeans``, or ``ward`` for Ward's linkage, which draws nothing: no seed and no starts.
         starts: Starts of k-means; the clustering of least inertia counts.
         rng: Seeds k-means.
 
@@ -85,7 +88,7 @@ def lego(
         A, B = A[sequence], B[sequence]
     ranks = [len(a) for a, _ in pools if len(a)]
     clusters = min(rank or max(part.rank for part in parts), len(A))
-    labels = _cluster(A, B, clusters, feature, starts, rng)
+    labels = _cluster(A, B, clusters, feature, clustering, starts, rng)
     centroid_a, centroid_b = _centroids(A, B, labels, clusters, parameter_reweight)
     spread = {
         "sqrt_rank_over_k": math.sqrt(sum(ranks) / len(ranks) / clusters),
@@ -122,12 +125,21 @@ def _canonical_order(A: Float64, B: Float64) -> list[int]:
     return sorted(range(len(A)), key=lambda j: (values[j], A[j].tobytes(), B[j].tobytes()))
 
 
-def _cluster(A: Float64, B: Float64, clusters: int, feature: str, starts: int, rng: np.random.Generator) -> Labels:
+def _cluster(
+    A: Float64,
+    B: Float64,
+    clusters: int,
+    feature: str,
+    clustering: Clustering,
+    starts: int,
+    rng: np.random.Generator,
+) -> Labels:
     if clusters == len(A):
         return np.arange(len(A))
     if feature == "unit_halves":
         A, B = (X / np.maximum(np.linalg.norm(X, axis=1, keepdims=True), np.finfo(float).tiny) for X in (A, B))
-    return kmeans(A @ A.T + B @ B.T, clusters, starts=starts, rng=rng)
+    gram = A @ A.T + B @ B.T
+    return ward(gram, clusters) if clustering == "ward" else kmeans(gram, clusters, starts=starts, rng=rng)
 
 
 def _centroids(A: Float64, B: Float64, labels: Labels, clusters: int, reweight: str) -> tuple[Float64, Float64]:
