@@ -25,7 +25,7 @@ advise composite sources
 proof plots card
 provenance publish
 pipeline
-evaluate
+bulk evaluate
 zoo
 cli
 __init__ __main__

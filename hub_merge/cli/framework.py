@@ -17,7 +17,7 @@ import click
 from hub_merge.cli.output import Output, OutputMode, program_name, tell
 from hub_merge.errors import HubMergeError
 
-__all__ = ["Command", "Group", "output_options", "run_cli"]
+__all__ = ["Command", "Function", "Group", "output_options", "run_cli"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -18,7 +19,7 @@ from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
 from hub_merge.hub.ranges import MOST_TEXT, MOST_TOKENS, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
 from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo, stated_license
-from hub_merge.hub.transport import retried, time_limit
+from hub_merge.hub.transport import PATIENCE, retried, time_limit
 from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Hub:
         cache_dir: Folder of downloads; ``None`` takes the one that all Hugging Face libraries share.
         timeout: Seconds to wait for a connection or for the next bytes.
         retries: How often a failed request is repeated.
+        patience: Seconds after which a request is not repeated any more, even if the Hub asks to wait longer.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Hub:
         cache_dir: Path | None = None,
         timeout: float = 30.0,
         retries: int = 4,
+        patience: float = PATIENCE,
     ) -> None:
         from huggingface_hub import HfApi, constants, is_offline_mode
 
@@ -69,6 +72,9 @@ class Hub:
         self._cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
         self._timeout = timeout
         self._retries = retries
+        self._patience = patience
+        self._sent = 0
+        self._counting = threading.Lock()
         self._models: dict[str, ModelInfo | None] = {}
 
     def resolve(self, reference: Reference) -> PinnedRepo:
@@ -243,7 +249,19 @@ class Hub:
         if self.offline:
             raise offline(subject or repo_id)
         with translated(Asked(subject or repo_id, repo_id, self.endpoint, self._sends_token())):
-            return retried(call, timeout=self._timeout, retries=self._retries)
+            return retried(
+                lambda: self._counted(call), timeout=self._timeout, retries=self._retries, patience=self._patience
+            )
+
+    @property
+    def requests(self) -> int:
+        """How often something was asked of the Hub so far, repeats included."""
+        return self._sent
+
+    def _counted(self, call: Callable[[], Answer]) -> Answer:
+        with self._counting:
+            self._sent += 1
+        return call()
 
     def send(self, call: Callable[[], Answer]) -> Answer:
         """Return what ``call`` returns, which writes: it is done once, and errors come as huggingface_hub raises them.
