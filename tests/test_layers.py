@@ -17,7 +17,7 @@ errors layout privacy
 bases budgets findings
 adapter recipe parallel staging
 gram
-clustering elementwise spectra formats hub
+clustering elementwise outliers spectra formats hub
 coordinates lineage scores
 methods
 compat licenses

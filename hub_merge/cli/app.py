@@ -262,7 +262,13 @@ def score(
     from hub_merge.pipeline import score_references
 
     numbers = _numbers(weights, adapters)
-    scores = score_references(adapters, hub=_hub(out, token), weights=numbers, progress=out.progress())
+    scores = score_references(
+        adapters,
+        hub=_hub(out, token),
+        weights=numbers,
+        progress=out.progress(),
+        tell=lambda found: out.warning(found.describe()),
+    )
     if plot is not None:
         from hub_merge.plots import heat_map
 

@@ -318,6 +318,9 @@ def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
     for found in record.findings:
         subject = f"{found['adapter']}: " if found["adapter"] else ""
         out.warning(f"[{found['code']}] {subject}{found['seen']}")
+    out.line(
+        "This is no safety audit: a composition can undo a refusal that each adapter alone keeps. Test the composite."
+    )
     out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
 
 
