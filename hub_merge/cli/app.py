@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from hub_merge.cli.framework import Function, Group, output_options, run_cli
+from hub_merge.cli.framework import Group, filter_options, output_options, run_cli
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
@@ -37,22 +37,6 @@ base_option = click.option("--base", metavar="OWNER/NAME", help="The base model,
 allow_option = click.option(
     "--allow", multiple=True, metavar="CODE", help="Accept the finding of this code; may be repeated."
 )
-
-
-SORT_KEYS = ("downloads", "likes", "last_modified", "created_at", "trending_score")
-
-
-def filter_options(function: Function) -> Function:
-    """Add the options that narrow down what the Hub lists."""
-    for option in (
-        click.option("--sort", type=click.Choice(SORT_KEYS), help="What puts an adapter first.  [default: downloads]"),
-        click.option("--license", "license_", metavar="ID", help="Licence identifier, such as apache-2.0."),
-        click.option("--task", metavar="TYPE", help="PEFT task type, such as CAUSAL_LM."),
-        click.option("--author", metavar="OWNER", help="User or organisation."),
-        click.option("--search", "text", metavar="WORDS", help="Words in the name."),
-    ):
-        function = option(function)
-    return function
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

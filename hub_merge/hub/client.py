@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
+from hub_merge.hub.cached import has_size, require_digest
 from hub_merge.hub.contents import adapter_files, matching_files, weight_files
 from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
@@ -338,7 +338,7 @@ class Hub:
         )
         self.ask(download, pinned.repo_id, f"{pinned.label} ({name})")
         if has_size(target, size):
-            _require_digest(target, file.sha256, f"{pinned.label} ({name})")
+            require_digest(target, file.sha256, f"{pinned.label} ({name})")
             return target
         raise AdapterFormatError(
             f"{pinned.label} ({name}) arrived with a size other than the {size} bytes that the repository states.",
@@ -409,34 +409,6 @@ class _Reader:
         repo_id, commit = self._pinned.repo_id, self._pinned.commit
         url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._hub.endpoint)
         return fetch_range(url, self._hub.headers(), start, end)
-
-
-def _require_digest(target: Path, sha256: str | None, subject: str) -> None:
-    """Raise ``AdapterFormatError`` and forget the download if its content is not what the repository describes."""
-    if sha256 is None:
-        return
-    with target.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if found != sha256:
-        _forget(target)
-        raise AdapterFormatError(
-            f"{subject} arrived with sha256 {found[:12]}…, but the repository describes {sha256[:12]}….",
-            remedy="Do not use it; if it persists, tell its author and the Hub.",
-        )
-
-
-def _forget(target: Path) -> None:
-    """Remove a file of the cache, and every link on the way to it."""
-    while target.is_symlink():
-        following = target.parent / target.readlink()
-        target.unlink()
-        target = following
-    target.unlink(missing_ok=True)
-
-
-def has_size(file: Path, size: int) -> bool:
-    """Tell whether ``file`` is there with ``size`` bytes."""
-    return file.is_file() and file.stat().st_size == size
 
 
 def _silent_bar() -> type[Any]:
