@@ -11,6 +11,7 @@ import pytest
 
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.compat import check
+from hub_merge.errors import AdapterError
 from hub_merge.findings import Finding
 from hub_merge.hub import Hub
 from hub_merge.outliers import ModuleStatistic, dominance_findings, measure
@@ -156,3 +157,21 @@ def test_scores_by_reference_tell_what_stands_out(tmp_path: Path) -> None:
     hub = Hub(token=False, endpoint="http://127.0.0.1:9", offline=True)
     score_references([str(folder)], hub=hub, tell=lambda finding: found.append(finding.code))
     assert found == ["norm_outlier"]
+
+
+# --- real adapters ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.wild
+def test_of_the_adapters_of_the_community_about_one_in_seven_has_an_outlier(wild: Path) -> None:
+    judged, told_of = 0, 0
+    places = (wild / "adapters", wild / "adapters_real")
+    for config in sorted(path for place in places for path in place.rglob("adapter_config.json")):
+        try:
+            adapter = Adapter.from_pretrained(config.parent)
+        except AdapterError:
+            continue
+        if adapter.modules:
+            judged += 1
+            told_of += bool(told([adapter]))
+    assert judged > 50 and 0 < told_of <= judged / 7
