@@ -14,9 +14,8 @@ import numpy as np
 from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
 from hub_merge.findings import Finding, Report, caution, problem
-from hub_merge.formats.tensors import is_finite
-from hub_merge.gram import inner_products, stack
 from hub_merge.lineage import Standing, base_findings, common_base, standings
+from hub_merge.outliers import ModuleStatistic, measure, outlier_findings
 from hub_merge.parallel import map_modules
 
 __all__ = ["Compatibility", "Coverage", "check", "total_rank"]
@@ -49,6 +48,7 @@ class Compatibility:
         total_rank: Rank of the exact sum: the largest sum of ranks over the modules.
         norms: Frobenius norm of each delta; ``None`` where only headers were read.
         bases: What each adapter was trained on, and which model that stands for.
+        statistics: Norm and spectrum by module, one mapping an adapter; empty where only headers were read.
     """
 
     adapters: tuple[str, ...]
@@ -58,6 +58,7 @@ class Compatibility:
     total_rank: int
     norms: tuple[float | None, ...]
     bases: tuple[Standing, ...] = ()
+    statistics: tuple[Mapping[str, ModuleStatistic], ...] = ()
 
     @property
     def compatible(self) -> bool:
@@ -99,7 +100,10 @@ def check(
     """
     asserted = None if base is None else read_base(base)
     bases = standings(adapters, asserted, canonical=canonical, original=original)
-    norms, value_findings = _read_values(adapters)
+    statistics = _read_values(adapters)
+    norms = tuple(
+        _norm(entry) if adapter.has_values else None for adapter, entry in zip(adapters, statistics, strict=True)
+    )
     findings = [
         *(finding for adapter in adapters for finding in adapter.findings),
         *base_findings(adapters, bases, asserted),
@@ -108,9 +112,10 @@ def check(
         *_token_findings(adapters),
         *_vocabulary_findings(adapters),
         *_layout_findings(adapters),
-        *value_findings,
+        *(f for adapter, entry in zip(adapters, statistics, strict=True) for f in _value_findings(adapter, entry)),
         *_norm_findings(adapters, norms),
         *_twin_findings(adapters, norms),
+        *outlier_findings([adapter.name for adapter in adapters], statistics),
         *_serving_findings(adapters),
     ]
     findings.extend(_allow_findings(findings, allow))
@@ -119,6 +124,7 @@ def check(
         report=Report.of(findings, allow),
         base_model=common_base(bases),
         bases=tuple(bases),
+        statistics=statistics,
         coverage=tuple(_coverage(adapters)),
         total_rank=total_rank(adapters),
         norms=norms,
@@ -288,31 +294,23 @@ def _serving_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def _read_values(adapters: Sequence[Adapter]) -> tuple[tuple[float | None, ...], list[Finding]]:
-    """Return the norm of each delta, and what its numbers show."""
-    norms: list[float | None] = []
-    findings: list[Finding] = []
-    for adapter in adapters:
-        if not adapter.has_values:
-            norms.append(None)
-            continue
-        squares = dict(map_modules(lambda name, adapter=adapter: (name, _square(adapter, name)), adapter.modules))  # type: ignore[misc]
-        norms.append(math.sqrt(sum(square for square in squares.values() if math.isfinite(square))))
-        findings.extend(_value_findings(adapter, squares))
-    return tuple(norms), findings
+def _read_values(adapters: Sequence[Adapter]) -> tuple[Mapping[str, ModuleStatistic], ...]:
+    """Return norm and spectrum of every module of each adapter; nothing of one whose numbers cannot be read."""
+    return tuple(
+        dict(map_modules(lambda name, adapter=adapter: (name, measure(adapter.factors(name))), adapter.modules))  # type: ignore[misc]
+        if adapter.has_values
+        else {}
+        for adapter in adapters
+    )
 
 
-def _square(adapter: Adapter, module: str) -> float:
-    """Return the squared Frobenius norm of the delta; NaN if a factor holds NaN or infinity."""
-    factors = adapter.factors(module)
-    if not (is_finite(factors.A) and is_finite(factors.B)):
-        return math.nan
-    return float(inner_products(stack([factors]), 1)[0, 0])
+def _norm(statistics: Mapping[str, ModuleStatistic]) -> float:
+    return math.sqrt(sum(module.square for module in statistics.values() if math.isfinite(module.square)))
 
 
-def _value_findings(adapter: Adapter, squares: Mapping[str, float]) -> Iterator[Finding]:
-    broken = [name for name, square in squares.items() if not math.isfinite(square)]
-    zero = [name for name, square in squares.items() if square == 0]
+def _value_findings(adapter: Adapter, statistics: Mapping[str, ModuleStatistic]) -> Iterator[Finding]:
+    broken = [name for name, module in statistics.items() if not math.isfinite(module.square)]
+    zero = [name for name, module in statistics.items() if module.square == 0]
     if broken:
         yield problem(
             "not_finite",
@@ -322,7 +320,7 @@ def _value_findings(adapter: Adapter, squares: Mapping[str, float]) -> Iterator[
             "Ask its author to upload it again; nothing of it can be trusted.",
             adapter=adapter.name,
         )
-    if zero and len(zero) == len(squares):
+    if zero and len(zero) == len(statistics):
         yield caution(
             "untrained",
             "",
@@ -335,7 +333,7 @@ def _value_findings(adapter: Adapter, squares: Mapping[str, float]) -> Iterator[
         yield caution(
             "partly_zero",
             _some(zero),
-            f"{len(zero)} of {len(squares)} modules have a zero delta",
+            f"{len(zero)} of {len(statistics)} modules have a zero delta",
             "",
             "",
             adapter=adapter.name,

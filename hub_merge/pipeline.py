@@ -35,6 +35,7 @@ from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
 from hub_merge.lineage import Standing, standings
 from hub_merge.methods import Method, get_method
+from hub_merge.outliers import dominance_findings
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
 from hub_merge.publish import Published, publish_folder
@@ -63,6 +64,9 @@ __all__ = [
 
 HEADER_BYTES = 1000
 """More than two tensors take in the header of a file."""
+
+ABOUT_NUMBERS = ("untrained", "partly_zero", "norms_differ", "same_adapter", "norm_outlier", "spectrum_outlier")
+"""Findings that say something of scores."""
 
 Progress = Callable[[str, int, int], None]
 """Called with the step, what is done and what there is to do."""
@@ -163,7 +167,7 @@ def _with_cautions(
     options: Mapping[str, Any],
     rank: Rank | None,
 ) -> Compatibility:
-    """Add what is to be told about the method's choices."""
+    """Add what is to be told about the choice of method and weights."""
     numbers = [
         number for weight in weights for number in (weight.values() if isinstance(weight, Mapping) else [weight])
     ]
@@ -173,6 +177,7 @@ def _with_cautions(
             f"rank {rank} is more than the adapters have together; the composite has {compatibility.total_rank}"
         )
     cautions = [Finding("caution", "method", "", method.name, text, "", "") for text in told]
+    cautions += dominance_findings(compatibility.adapters, compatibility.statistics, weights)
     return replace(compatibility, report=Report((*compatibility.report.findings, *cautions)))
 
 
@@ -491,8 +496,11 @@ def score_references(
     weights: Sequence[Weight] | None = None,
     exact_signs: bool = False,
     progress: Progress = _silent,
+    tell: Callable[[Finding], None] = lambda found: None,
 ) -> Scores:
-    """Return the scores of the adapters of ``references``; see ``score``.
+    """Return the scores of the adapters of ``references``; ``tell`` gets what stands out in their numbers.
+
+    See ``score`` for ``weights`` and ``exact_signs``.
 
     Raises:
         IncompatibleAdapters: Their deltas cannot be compared.
@@ -503,6 +511,9 @@ def score_references(
     blocking = [found for found in compatibility.report.problems if found.code not in comparable]
     if blocking:
         raise IncompatibleAdapters(Report.of(blocking))
+    for found in compatibility.report.cautions:
+        if found.code in ABOUT_NUMBERS:
+            tell(found)
     numbers = None if weights is None else _checked_weights(adapters, weights)
     return score(adapters, numbers, spectra=True, exact_signs=exact_signs)
 

@@ -134,7 +134,10 @@ def reopen(parent: Parent, local: Sequence[Adapter], hub: Hub) -> Adapter:
         ProofFailed: Its files are not those that were recorded.
     """
     if parent.repo_id is not None:
-        adapter = open_adapter(parent.model, hub=hub)
+        from hub_merge.hub import Reference
+
+        place = Reference(parent.repo_id, parent.commit, parent.subfolder)  # refuses a path in place of a repository
+        adapter = open_adapter(f"hf://{place.repo_id}", revision=place.revision, subfolder=place.subfolder, hub=hub)
         require_files(adapter, parent.files, parent.model)
         return adapter.renamed(parent.name)
     if not parent.files:

@@ -293,6 +293,20 @@ class Parent:
     base_stands_for: str | None = None
 
 
+def _parent(content: Mapping[str, Any]) -> Parent:
+    """Read a parent of a record; ``TypeError`` or ``ValueError`` if a field is not of its kind."""
+    low, high = (float(scaling) for scaling in content["scalings"])
+    weight = checked_weight(content["weight"], "a parent")
+    parent = Parent(**{**content, "files": tuple(content["files"]), "scalings": (low, high), "weight": weight})
+    texts = (parent.name, parent.model, parent.subfolder)
+    optional = (parent.repo_id, parent.commit, parent.base_model, parent.license, parent.task_type)
+    if not all(isinstance(text, str) for text in (*texts, *(text for text in optional if text is not None))):
+        raise TypeError("a text of a parent is none")
+    if not all(type(number) is int for number in (parent.rank, parent.modules)):
+        raise TypeError("rank or modules of a parent are no numbers")
+    return parent
+
+
 @dataclass(frozen=True, slots=True)
 class MergeRecord:
     """What was done: enough to repeat the merge and to judge it. Written as ``hub_merge.json``.
@@ -355,10 +369,7 @@ class MergeRecord:
                     raise TypeError("a file has no name or no sha256")
             return cls(
                 recipe=Recipe.from_dict(content["recipe"]),
-                parents=tuple(
-                    Parent(**{**parent, "files": tuple(parent["files"]), "scalings": tuple(parent["scalings"])})
-                    for parent in content["parents"]
-                ),
+                parents=tuple(_parent(parent) for parent in content["parents"]),
                 base_model=content["base_model"],
                 base_license=content["base_license"],
                 output=content["output"],

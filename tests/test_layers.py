@@ -18,14 +18,14 @@ bases budgets findings frontmatter ranks
 adapter recipe parallel staging
 gram
 clustering elementwise spectra formats hub
-coordinates lineage scores
+coordinates lineage outliers scores
 methods
 compat licenses
 advise composite sources
 proof plots card
 provenance publish
 pipeline
-evaluate
+bulk evaluate
 zoo
 cli
 __init__ __main__

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from hub_merge.cli.framework import Group, RankType, output_options, run_cli
+from hub_merge.cli.framework import Group, RankType, filter_options, output_options, run_cli
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from hub_merge.recipe import Recipe
 
 __all__ = ["cli", "main"]
+
+BULK_PATIENCE = 400.0
+"""Seconds to wait for the Hub where many adapters are looked at: its limits count over five minutes."""
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
 
@@ -72,10 +75,10 @@ def main() -> NoReturn:
     run_cli(cli)
 
 
-def _hub(out: Output, token: str | None) -> Hub:
+def _hub(out: Output, token: str | None, **settings: Any) -> Hub:
     from hub_merge.hub import Hub
 
-    return Hub(token=(token or "").strip() or None, progress=out.animated)
+    return Hub(token=(token or "").strip() or None, progress=out.animated, **settings)
 
 
 def _numbers(weights: str | None, adapters: tuple[str, ...]) -> list[float] | None:
@@ -106,17 +109,7 @@ def _numbers(weights: str | None, adapters: tuple[str, ...]) -> list[float] | No
     ]
 )
 @click.argument("base_model", required=False)
-@click.option("--search", "text", metavar="WORDS", help="Words in the name.")
-@click.option("--author", metavar="OWNER", help="User or organisation.")
-@click.option("--task", metavar="TYPE", help="PEFT task type, such as CAUSAL_LM.")
-@click.option("--license", "license_", metavar="ID", help="Licence identifier, such as apache-2.0.")
-@click.option(
-    "--sort",
-    type=click.Choice(["downloads", "likes", "last_modified", "created_at", "trending_score"]),
-    default="downloads",
-    show_default=True,
-    help="What puts an adapter first.",
-)
+@filter_options
 @click.option(
     "--limit", metavar="N", type=click.IntRange(1, 1000), default=30, show_default=True, help="Most adapters to list."
 )
@@ -137,7 +130,7 @@ def search(
     from hub_merge.cli.show import print_listings
 
     found = _hub(out, token).search(
-        base_model, text=text, author=author, task=task, license=license_, sort=sort, limit=limit
+        base_model, text=text, author=author, task=task, license=license_, sort=sort or "downloads", limit=limit
     )
     print_listings(out, found)
 
@@ -159,31 +152,91 @@ def inspect(out: Output, adapter: str, revision: str | None, token: str | None) 
 
 
 @cli.command(
-    examples=["check someone/math-lora other/medicine-lora", "check ./a ./b --base openai-community/gpt2 --json"]
+    examples=[
+        "check someone/math-lora other/medicine-lora",
+        "check ./a ./b --base openai-community/gpt2 --json",
+        "check --base openai-community/gpt2 --limit 200 --resume gpt2.jsonl",
+    ]
 )
-@adapters_argument
+@click.argument("adapters", nargs=-1, metavar="ADAPTER...")
 @base_option
 @allow_option
 @click.option("--full", is_flag=True, help="Download the weights too and look at their numbers.")
+@filter_options
+@click.option("--limit", metavar="N", type=click.IntRange(1, 1000), help="Most adapters to list.  [default: 200]")
+@click.option(
+    "--resume",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Append verdicts to FILE, and leave out what it holds already.",
+)
 @token_option
 @output_options
 def check(
-    out: Output, adapters: tuple[str, ...], base: str | None, allow: tuple[str, ...], full: bool, token: str | None
+    out: Output,
+    adapters: tuple[str, ...],
+    base: str | None,
+    allow: tuple[str, ...],
+    full: bool,
+    token: str | None,
+    **listed: Any,
 ) -> None:
     """Tell whether adapters fit together: every problem at once.
 
     Adapters of the Hub are judged by their config and tensor headers, which costs kilobytes. The exit code is 1 when
     something blocks a merge.
+
+    Without an ADAPTER, every adapter that the Hub lists for --base is judged alone: a verdict and its reason a line, as
+    they come (with --json one document a line), and at the end what was read. --search to --resume belong to this.
     """
     from hub_merge.cli.show import print_compatibility
     from hub_merge.pipeline import check_references
 
+    if not adapters:
+        _check_listed(out, base, allow, full, token, **listed)
+        return
+    _refuse_given(listed, "belongs to a check of what the Hub lists: name no adapter")
     result = check_references(
         adapters, hub=_hub(out, token), base=base, allow=allow, full=full, progress=out.progress()
     )
     print_compatibility(out, result, adapters)
     if not result.compatible:
         raise click.exceptions.Exit(1)
+
+
+def _refuse_given(listed: dict[str, Any], why: str) -> None:
+    if given := [name for name, value in listed.items() if value is not None]:
+        options = {param.name: param.opts[-1] for param in click.get_current_context().command.params}
+        raise click.UsageError(f"{options[given[0]]} {why}.")
+
+
+def _check_listed(
+    out: Output,
+    base: str | None,
+    allow: tuple[str, ...],
+    full: bool,
+    token: str | None,
+    *,
+    limit: int | None,
+    resume: Path | None,
+    sort: Any,
+    license_: str | None,
+    **filters: str | None,
+) -> None:
+    """Check every adapter that the Hub lists for ``base``."""
+    from hub_merge.bulk import check_listed
+    from hub_merge.cli.show import print_verdicts
+
+    if base is None:
+        raise click.UsageError(
+            "Missing argument 'ADAPTER...'. Name adapters, or a base model with --base to check what the Hub lists."
+        )
+    if full:
+        raise click.UsageError("--full needs the names of adapters: what the Hub lists is judged by headers alone.")
+    hub = _hub(out, token, patience=BULK_PATIENCE)
+    found = hub.search(base, license=license_, sort=sort or "downloads", limit=limit or 200, **filters)
+    verdicts = check_listed(found, base, hub=hub, allow=allow, report=resume)
+    print_verdicts(out, verdicts, listed=len(found), requests=lambda: hub.requests)
 
 
 @cli.command(examples=["score ./math ./medicine ./finance", "score ./math ./medicine --plot scores.png"])
@@ -218,7 +271,12 @@ def score(
 
     numbers = _numbers(weights, adapters)
     scores = score_references(
-        adapters, hub=_hub(out, token), weights=numbers, exact_signs=exact_signs, progress=out.progress()
+        adapters,
+        hub=_hub(out, token),
+        weights=numbers,
+        exact_signs=exact_signs,
+        progress=out.progress(),
+        tell=lambda found: out.warning(found.describe()),
     )
     if plot is not None:
         from hub_merge.plots import heat_map

@@ -17,11 +17,12 @@ import click
 from hub_merge.cli.output import Output, OutputMode, program_name, tell
 from hub_merge.errors import HubMergeError
 
-__all__ = ["Command", "Group", "RankType", "output_options", "run_cli"]
+__all__ = ["Command", "Group", "RankType", "filter_options", "output_options", "run_cli"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 INTERRUPTED = 130
+SORT_KEYS = ("downloads", "likes", "last_modified", "created_at", "trending_score")
 
 
 class Command(click.Command):
@@ -127,6 +128,19 @@ def output_options(function: Function) -> Function:
     ):
         option(wrapper)
     return wrapper  # type: ignore[return-value]
+
+
+def filter_options(function: Function) -> Function:
+    """Add the options that narrow down what the Hub lists."""
+    for option in (
+        click.option("--sort", type=click.Choice(SORT_KEYS), help="What puts an adapter first.  [default: downloads]"),
+        click.option("--license", "license_", metavar="ID", help="Licence identifier, such as apache-2.0."),
+        click.option("--task", metavar="TYPE", help="PEFT task type, such as CAUSAL_LM."),
+        click.option("--author", metavar="OWNER", help="User or organisation."),
+        click.option("--search", "text", metavar="WORDS", help="Words in the name."),
+    ):
+        function = option(function)
+    return function
 
 
 def run_cli(group: click.Group) -> NoReturn:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
     from hub_merge.advise import Advice
+    from hub_merge.bulk import Verdict
     from hub_merge.compat import Compatibility
     from hub_merge.findings import Finding, Report
     from hub_merge.hub import Listing
@@ -36,6 +37,7 @@ __all__ = [
     "print_proof",
     "print_published",
     "print_scores",
+    "print_verdicts",
 ]
 
 UNITS = ("B", "kB", "MB", "GB")
@@ -175,6 +177,31 @@ def _print_verdict(out: Output, report: Report, base_model: str | None) -> None:
         out.line(f"✗ No merge as it is: {count} problem{'s' * (count != 1)}.")
     else:
         out.line(f"✓ Nothing blocks a merge on {base_model or 'a base that is not named'}.")
+
+
+MARKS = {"fits": "✓", "caution": "!", "blocked": "✗", "unreadable": "✗", "unavailable": "?"}
+
+
+def print_verdicts(out: Output, verdicts: Iterable[Verdict], *, listed: int, requests: Callable[[], int]) -> None:
+    """Print each verdict as it comes, and at the end what all of them cost."""
+    show = out.stream(["repo_id", "verdict", "reason", "rank", "modules", "bytes_read"])
+    counts: Counter[str] = Counter()
+    size = total = 0
+    for verdict in verdicts:
+        counts[verdict.verdict] += 1
+        size, total = size + verdict.bytes_read, total + (verdict.bytes_total or 0)
+        if out.mode != "quiet" or verdict.verdict in ("fits", "caution"):
+            show(verdict.to_dict(), f"{MARKS[verdict.verdict]} {verdict.repo_id}: {verdict.reason}")
+    judged = sum(counts.values())
+    summary = {"listed": listed, "judged": judged, **counts, "bytes_read": size, "requests": requests()}
+    if out.mode == "json":
+        out.document({"summary": {**summary, "bytes_total": total}})
+    else:
+        shares = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing new"
+        out.note(
+            f"{judged} of {listed} listed adapters judged: {shares}. Read {_size(size)} of {_size(total)}, "
+            f"{requests()} requests."
+        )
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------
@@ -322,6 +349,9 @@ def _print_aftermath(out: Output, folder: Path, record: MergeRecord) -> None:
     for found in record.findings:
         subject = f"{found['adapter']}: " if found["adapter"] else ""
         out.warning(f"[{found['code']}] {subject}{found['seen']}")
+    out.line(
+        "This is no safety audit: a composition can undo a refusal that each adapter alone keeps. Test the composite."
+    )
     out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
 
 

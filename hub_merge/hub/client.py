@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property, partial
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
+from hub_merge.hub.cached import has_size, require_digest
 from hub_merge.hub.contents import adapter_files, matching_files, weight_files
 from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
 from hub_merge.hub.ranges import MOST_TEXT, MOST_TOKENS, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
 from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo, stated_license
-from hub_merge.hub.transport import retried, time_limit
+from hub_merge.hub.transport import PATIENCE, retried, time_limit
 from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Hub:
         retries: How often a failed request is repeated.
         progress: ``False`` keeps huggingface_hub from drawing progress bars in this process, unless its own setting
             says otherwise.
+        patience: Seconds after which a request is not repeated any more, even if the Hub asks to wait longer.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Hub:
         timeout: float = 30.0,
         retries: int = 4,
         progress: bool | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         from huggingface_hub import constants, is_offline_mode
 
@@ -71,6 +74,9 @@ class Hub:
         self._cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
         self._timeout = timeout
         self._retries = retries
+        self._patience = patience
+        self._sent = 0
+        self._counting = threading.Lock()
         self._models: dict[str, ModelInfo | None] = {}
 
     @cached_property
@@ -257,7 +263,19 @@ class Hub:
         if self.offline:
             raise offline(subject or repo_id)
         with translated(Asked(subject or repo_id, repo_id, self.endpoint, self._sends_token())):
-            return retried(call, timeout=self._timeout, retries=self._retries)
+            return retried(
+                lambda: self._counted(call), timeout=self._timeout, retries=self._retries, patience=self._patience
+            )
+
+    @property
+    def requests(self) -> int:
+        """How often something was asked of the Hub so far, repeats included."""
+        return self._sent
+
+    def _counted(self, call: Callable[[], Answer]) -> Answer:
+        with self._counting:
+            self._sent += 1
+        return call()
 
     def send(self, call: Callable[[], Answer]) -> Answer:
         """Return what ``call`` returns, which writes: it is done once, and errors come as huggingface_hub raises them.
@@ -334,7 +352,7 @@ class Hub:
         )
         self.ask(download, pinned.repo_id, f"{pinned.label} ({name})")
         if has_size(target, size):
-            _require_digest(target, file.sha256, f"{pinned.label} ({name})")
+            require_digest(target, file.sha256, f"{pinned.label} ({name})")
             return target
         raise AdapterFormatError(
             f"{pinned.label} ({name}) arrived with a size other than the {size} bytes that the repository states.",
@@ -405,34 +423,6 @@ class _Reader:
         repo_id, commit = self._pinned.repo_id, self._pinned.commit
         url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._hub.endpoint)
         return fetch_range(url, self._hub.headers(), start, end)
-
-
-def _require_digest(target: Path, sha256: str | None, subject: str) -> None:
-    """Raise ``AdapterFormatError`` and forget the download if its content is not what the repository describes."""
-    if sha256 is None:
-        return
-    with target.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
-    if found != sha256:
-        _forget(target)
-        raise AdapterFormatError(
-            f"{subject} arrived with sha256 {found[:12]}…, but the repository describes {sha256[:12]}….",
-            remedy="Do not use it; if it persists, tell its author and the Hub.",
-        )
-
-
-def _forget(target: Path) -> None:
-    """Remove a file of the cache, and every link on the way to it."""
-    while target.is_symlink():
-        following = target.parent / target.readlink()
-        target.unlink()
-        target = following
-    target.unlink(missing_ok=True)
-
-
-def has_size(file: Path, size: int) -> bool:
-    """Tell whether ``file`` is there with ``size`` bytes."""
-    return file.is_file() and file.stat().st_size == size
 
 
 def _silent_bar() -> type[Any]:

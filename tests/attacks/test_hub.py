@@ -12,7 +12,7 @@ import pytest
 from hub_merge.compat import check
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, BudgetExceeded, HubMergeError, RecipeError
 from hub_merge.hub import Hub, parse_reference
-from hub_merge.pipeline import check_references, merge_to_folder, push_folder
+from hub_merge.pipeline import check_references, merge_to_folder, push_folder, verify
 from hub_merge.recipe import Recipe, Source
 from hub_merge.sources import open_adapter, open_headers
 from tests.attacks.files import CONFIG, INDEX, SOUND, WEIGHTS, config_of, weights_of
@@ -198,6 +198,46 @@ def test_a_file_from_elsewhere_is_not_published_with_a_composite(
     with pytest.raises(AdapterFormatError, match=f"{name} is a link"):
         push_folder(folder, "alice/out", hub=writer)
     assert not any(request.method == "POST" for request in hub_lfs.requests)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("repo_id", "../../etc"),
+        ("repo_id", "/etc"),
+        ("repo_id", ["alice/math"]),
+        ("commit", "../../x"),
+        ("subfolder", "../../x"),
+        ("scalings", ["a", "b"]),
+        ("weight", "1e400"),
+        ("rank", "many"),
+        ("name", {"a": 1}),
+    ],
+)
+def test_a_record_that_points_elsewhere_or_holds_something_else_is_refused(
+    field: str, value: object, hub_lfs: HubDouble, client: Hub, tmp_path: Path
+) -> None:
+    hub_lfs.add_repo("alice/math", GOOD)
+    folder = tmp_path / "out"
+    merge_to_folder(Recipe("sum", (Source("alice/math"),), base_model="acme/base"), folder, hub=client)
+    record = json.loads((folder / "hub_merge.json").read_text())
+    record["parents"][0][field] = value
+    (folder / "hub_merge.json").write_text(json.dumps(record))
+    with pytest.raises(RecipeError):
+        verify(folder, hub=client)
+
+
+def test_a_parent_that_a_record_gives_two_places_is_fetched_from_its_repository(
+    hub_lfs: HubDouble, client: Hub, tmp_path: Path
+) -> None:
+    """``model`` names a local folder; only repository and commit count."""
+    hub_lfs.add_repo("alice/math", GOOD)
+    folder = tmp_path / "out"
+    merge_to_folder(Recipe("sum", (Source("alice/math"),), base_model="acme/base"), folder, hub=client)
+    record = json.loads((folder / "hub_merge.json").read_text())
+    record["parents"][0]["model"] = str(tmp_path)
+    (folder / "hub_merge.json").write_text(json.dumps(record))
+    assert verify(folder, hub=client).passed
 
 
 # --- what it costs ----------------------------------------------------------------------------------------------------
