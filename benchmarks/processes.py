@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -106,8 +107,7 @@ def _run(command: Command, output: Path, *, watched: bool) -> Cost:
         with _on_cores(command.cores):
             start = time.perf_counter()
             process = subprocess.Popen(arguments, cwd=ROOT, env=environment, stdout=told)
-        peaks = _watch(process) if watched else {}
-        _, status, usage = os.wait4(process.pid, 0)
+        status, usage, peaks = _wait(process.pid, watched)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         shutil.rmtree(output, ignore_errors=True)
@@ -130,17 +130,24 @@ def _on_cores(count: int) -> Iterator[None]:
         os.sched_setaffinity(0, ours)
 
 
-def _watch(process: subprocess.Popen[bytes]) -> dict[str, float]:
-    """Return peaks of memory in MB when ``process`` is over; nothing where the system does not tell."""
-    status = Path(f"/proc/{process.pid}/status")
+def _wait(pid: int, watched: bool) -> tuple[int, resource.struct_rusage, dict[str, float]]:
+    """Return exit status and usage of a process when it is over, and, if it is to be watched, its peaks of memory."""
     peaks: dict[str, float] = {}
-    while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
-        for field, line in (("private", "RssAnon"), ("resident", "VmHWM")):
-            if line in lines:
-                peaks[field] = max(peaks.get(field, 0.0), int(lines[line].split()[0]) * 1024 / 1e6)
+    ended, status, usage = os.wait4(pid, os.WNOHANG if watched else 0)
+    while not ended:
+        for field, megabytes in _memory(pid).items():
+            peaks[field] = max(peaks.get(field, 0.0), megabytes)
         time.sleep(SAMPLING)
-    return peaks
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+    return status, usage, peaks
+
+
+def _memory(pid: int) -> dict[str, float]:
+    """Return the memory of a process that has not been waited for, in MB; nothing where the system does not tell."""
+    status = Path(f"/proc/{pid}/status")
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
+    fields = {"private": "RssAnon", "resident": "VmHWM"}
+    return {field: int(lines[line].split()[0]) * 1024 / 1e6 for field, line in fields.items() if line in lines}
 
 
 def _work(told: IO[str]) -> dict[str, float]:
