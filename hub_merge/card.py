@@ -14,8 +14,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import yaml
-
 from hub_merge.bases import HUB_ID
 from hub_merge.errors import MergeError
 from hub_merge.frontmatter import split_front_matter
@@ -106,6 +104,8 @@ def _cleaned(value: Any) -> Any:
 
 
 def _to_yaml(content: Mapping[str, Any]) -> str:
+    import yaml
+
     return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=math.inf)
 
 
