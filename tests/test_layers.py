@@ -17,7 +17,7 @@ errors layout
 findings frontmatter
 adapter recipe parallel staging
 gram
-clustering elementwise spectra formats hub bases
+clustering elementwise lowrank spectra formats hub bases
 coordinates scores
 methods
 compat licenses

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
+from hub_merge.formats.shards import indexed_files
 from hub_merge.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
 __all__ = ["adapter_files", "weight_files"]
@@ -29,7 +29,7 @@ def weight_files(names: Iterable[str], index: bytes | None = None) -> tuple[str,
     present = set(names)
     if WEIGHTS_FILE in present:
         return (WEIGHTS_FILE,)
-    shards = _indexed(index) if index is not None else sorted(filter(SHARD.fullmatch, present))
+    shards = indexed_files(index, INDEX_FILE) if index is not None else sorted(filter(SHARD.fullmatch, present))
     if missing := [shard for shard in _all_shards(shards) if shard not in present]:
         raise AdapterFormatError(f"Shard {missing[0]} is missing.", remedy="Download the adapter again.")
     if shards:
@@ -40,18 +40,6 @@ def weight_files(names: Iterable[str], index: bytes | None = None) -> tuple[str,
             remedy="Ask its author for safetensors, or convert it: https://huggingface.co/spaces/safetensors/convert",
         )
     raise AdapterFormatError(f"There is no {WEIGHTS_FILE}.", remedy="Ask its author to upload the weights.")
-
-
-def _indexed(index: bytes) -> list[str]:
-    try:
-        shards = sorted(set(json.loads(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise AdapterFormatError(f"{INDEX_FILE} is not a shard index: {error!r}.", remedy="Upload it again.") from error
-    if outside := [shard for shard in shards if not isinstance(shard, str) or PurePosixPath(shard).name != shard]:
-        raise AdapterFormatError(
-            f"{INDEX_FILE} points to {outside[0]!r}, out of its folder.", remedy="Do not use this adapter."
-        )
-    return shards
 
 
 def _all_shards(shards: Sequence[str]) -> list[str]:
