@@ -25,6 +25,8 @@ advise composite sources
 proof plots card
 provenance publish
 pipeline
+fusion
+extraction
 evaluate
 zoo
 cli
