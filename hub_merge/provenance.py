@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_merge.adapter import Adapter
+from hub_merge.adapter import Adapter, Origin
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.errors import AdapterNotFound, ProofFailed
@@ -21,7 +21,7 @@ from hub_merge.sources import digests, file_digest, open_adapter
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
 
-__all__ = ["build_record", "read_record", "reopen", "require_files"]
+__all__ = ["build_record", "parent_of", "pinned_reference", "read_record", "reopen", "require_files"]
 
 
 def build_record(
@@ -29,7 +29,7 @@ def build_record(
 ) -> MergeRecord:
     """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
     parents = tuple(
-        _parent(parent, weight) for parent, weight in zip(composite.parents, composite.weights, strict=True)
+        parent_of(parent, weight) for parent, weight in zip(composite.parents, composite.weights, strict=True)
     )
     recipe = Recipe(
         merge_method=composite.method.name,
@@ -60,12 +60,13 @@ def build_record(
     )
 
 
-def _parent(adapter: Adapter, weight: Weight) -> Parent:
+def parent_of(adapter: Adapter, weight: Weight) -> Parent:
+    """Return what a record keeps of an adapter that goes into something with ``weight``."""
     origin = adapter.origin
     scalings = [spec.scaling for spec in adapter.modules.values()] or [0.0]
     return Parent(
         name=adapter.name,
-        model=_pinned_reference(adapter),
+        model=pinned_reference(adapter.origin, adapter.name),
         repo_id=origin.repo_id,
         commit=origin.commit,
         subfolder=origin.subfolder,
@@ -82,10 +83,10 @@ def _parent(adapter: Adapter, weight: Weight) -> Parent:
     )
 
 
-def _pinned_reference(adapter: Adapter) -> str:
-    origin = adapter.origin
+def pinned_reference(origin: Origin, name: str) -> str:
+    """Return the reference that finds something again: a Hub id with its commit, or ``./name`` for a local folder."""
     if origin.repo_id is None:
-        return f"./{adapter.name}"
+        return f"./{name}"
     return f"{origin.repo_id}@{origin.commit}" + (f":{origin.subfolder}" if origin.subfolder else "")
 
 
