@@ -17,7 +17,7 @@ from hub_merge.gram import Parts
 from hub_merge.methods import Method
 from hub_merge.recipe import Weight, weight_for
 
-__all__ = ["Composite", "compose"]
+__all__ = ["Composite", "compose", "module_generator"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -85,7 +85,7 @@ class Composite(Adapter):
     def merged(self, module: str, parents: Parts | None = None) -> LoraFactors:
         """Run the method for ``module``; see ``parts`` for the arguments."""
         parts, weights = self.parts(module, parents)
-        rng = _generator(self.seed, module)
+        rng = module_generator(self.seed, module)
         return self.method.kernel(parts, weights, rank=self.rank_asked, rng=rng, **self.options)
 
 
@@ -159,7 +159,7 @@ def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec]) -> tup
     return tuple(sorted({target for parent in parents for target in parent.target_modules}))
 
 
-def _generator(seed: int, module: str) -> np.random.Generator:
+def module_generator(seed: int, module: str) -> np.random.Generator:
     """Return a generator of its own for each module, so that neither their order nor threads change the result."""
     digest = hashlib.sha256(module.encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ from hub_merge.cli.output import Output
 if TYPE_CHECKING:
     from hub_merge.advise import Advice
     from hub_merge.compat import Compatibility
+    from hub_merge.extraction import Extraction
     from hub_merge.findings import Finding, Report
+    from hub_merge.fusion import FusionRecord
     from hub_merge.hub import Listing
     from hub_merge.methods import Method
     from hub_merge.proof import Proof
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = [
     "print_advice",
     "print_compatibility",
+    "print_extraction",
+    "print_fusion",
     "print_inspection",
     "print_listings",
     "print_merge",
@@ -35,6 +40,7 @@ __all__ = [
     "print_scores",
 ]
 
+LEAST_KEPT = 5
 UNITS = ("B", "kB", "MB", "GB")
 PAIR_TABLES = {
     "RMS cosine of each pair: 0 is orthogonal, chance is what random deltas give": (
@@ -314,6 +320,54 @@ def print_proof(out: Output, subject: str, proof: Proof) -> None:
     rows = [{"check": check.name, "passed": check.passed, "detail": check.detail} for check in proof.checks]
     out.table(rows, ["check", "passed", "detail"], title=f"Proof of {subject}")
     out.line("✓ It is the merge that its record tells of." if proof.passed else "✗ It is not what its record tells of.")
+
+
+# --- full models ------------------------------------------------------------------------------------------------------
+
+
+def print_fusion(out: Output, folder: Path, record: FusionRecord) -> None:
+    """Print what was fused and proved."""
+    values = {
+        "output": str(folder),
+        "base": record.base.model,
+        "adapter": record.adapter.model,
+        "dtypes": record.output["dtypes"],
+        "changed": record.proof["changed"],
+        "copied": record.proof["copied"],
+        "change": record.proof["change"],
+        "rounding": record.proof["rounding"],
+        "bytes": sum(file["size"] for file in record.output["files"]),
+    }
+    if out.mode == "json":
+        out.document({**values, **record.to_dict()})
+    else:
+        out.fields(values, title="✓ Fused and proved", formats={"bytes": _size})
+    for caution in record.cautions:
+        out.warning(caution)
+    out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
+
+
+def print_extraction(out: Output, folder: Path, result: Extraction) -> None:
+    """Print what was extracted and what it keeps."""
+    values = {
+        "output": str(folder),
+        "tuned": result.tuned,
+        "base": result.base,
+        "rank": result.rank,
+        "energy": result.energy,
+        "not_carried": len(result.not_carried),
+    }
+    if out.mode == "json":
+        out.document({**values, **result.to_dict()})
+        return
+    out.fields({**values, "modules": len(result.modules)}, title="✓ Extracted and proved")
+    if out.human:
+        rows = [asdict(module) for module in sorted(result.modules, key=lambda module: module.energy)[:LEAST_KEPT]]
+        out.table(rows, ["name", "change", "energy"], title="Least is kept in")
+    if result.not_carried:
+        named = ", ".join(result.not_carried[:LEAST_KEPT])
+        out.warning(f"{len(result.not_carried)} tensors differ that the adapter cannot hold: {named}")
+    out.hint(f"hub-merge inspect {shlex.quote(str(folder))}")
 
 
 # --- publish ----------------------------------------------------------------------------------------------------------
