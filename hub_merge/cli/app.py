@@ -416,7 +416,7 @@ def fuse(out: Output, output: Path, repo_id: str | None, private: bool | None, t
     if repo_id is None:
         print_fusion(out, output, record)
     else:
-        print_published(out, push_fused(output, repo_id, hub=hub, private=private), dry_run=False)
+        print_published(out, push_fused(output, repo_id, hub=hub, private=private), dry_run=False, fused=True)
 
 
 @cli.command(
@@ -511,9 +511,9 @@ def push(out: Output, composite: Path, repo_id: str, token: str | None, **asked:
     from hub_merge.fusion import is_fused, push_fused
     from hub_merge.pipeline import push_folder
 
-    publish = push_fused if is_fused(composite) else push_folder
-    published = publish(composite, repo_id, hub=_hub(out, token), **asked)
-    print_published(out, published, dry_run=asked["dry_run"])
+    fused = is_fused(composite)
+    published = (push_fused if fused else push_folder)(composite, repo_id, hub=_hub(out, token), **asked)
+    print_published(out, published, dry_run=asked["dry_run"], fused=fused)
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

@@ -373,8 +373,8 @@ def print_extraction(out: Output, folder: Path, result: Extraction) -> None:
 # --- publish ----------------------------------------------------------------------------------------------------------
 
 
-def print_published(out: Output, published: Published, *, dry_run: bool) -> None:
-    """Print what a push did, or would do."""
+def print_published(out: Output, published: Published, *, dry_run: bool, fused: bool = False) -> None:
+    """Print what a push of a composite, or of a fused model, did or would do."""
     files = [{"file": name, "size": size, "action": action} for name, size, action in published.files]
     values = {
         "url": published.pr_url or published.url,
@@ -391,7 +391,7 @@ def print_published(out: Output, published: Published, *, dry_run: bool) -> None
         out.fields(values, title=_publishing(published, dry_run))
     if dry_run:
         out.hint("nothing was sent; leave out --dry-run to publish")
-    elif not published.pr_url:
+    elif not (published.pr_url or fused):
         out.hint(f"hub-merge verify {published.repo_id}")
 
 
