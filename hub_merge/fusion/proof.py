@@ -192,5 +192,6 @@ def _measured(delta: Float64, base: Any, new: Any) -> _Seen:
     squares.insert(0, np.vdot(error, error))
     last_place = np.maximum(np.abs(got, out=got), float(info.smallest_normal), out=got)
     last_place *= float(info.eps)
-    off = float(np.max(np.abs(error, out=error) / last_place, initial=0.0))
+    with np.errstate(invalid="ignore"):  # infinity over infinity is as far off as can be
+        off = float(np.max(np.abs(error, out=error) / last_place, initial=0.0))
     return _Seen(math.inf if math.isnan(off) else off, np.array(squares, np.float64))
