@@ -349,18 +349,12 @@ def print_fusion(out: Output, folder: Path, record: FusionRecord) -> None:
 
 def print_extraction(out: Output, folder: Path, result: Extraction) -> None:
     """Print what was extracted and what it keeps."""
-    values = {
-        "output": str(folder),
-        "tuned": result.tuned,
-        "base": result.base,
-        "rank": result.rank,
-        "energy": result.energy,
-        "not_carried": len(result.not_carried),
-    }
+    values = {"output": str(folder), **result.to_dict()}
     if out.mode == "json":
-        out.document({**values, **result.to_dict()})
+        out.document(values)
         return
-    out.fields({**values, "modules": len(result.modules)}, title="✓ Extracted and proved")
+    counts = {"modules": len(result.modules), "not_carried": len(result.not_carried)}
+    out.fields({**values, **counts}, title="✓ Extracted and proved")
     if out.human:
         rows = [asdict(module) for module in sorted(result.modules, key=lambda module: module.energy)[:LEAST_KEPT]]
         out.table(rows, ["name", "change", "energy"], title="Least is kept in")
