@@ -241,9 +241,8 @@ class SafetensorsStore:
         info = self.infos[name]
         begin = self._start + info.begin + start
         copied = np.frombuffer(self._bytes, np.uint8, stop - start, begin).copy()
-        if stop > start and hasattr(self._bytes, "madvise"):
-            page = begin - begin % mmap.PAGESIZE
-            self._bytes.madvise(mmap.MADV_DONTNEED, page, begin + stop - start - page)
+        if hasattr(self._bytes, "madvise"):  # all of it, for the system maps more than what was touched
+            self._bytes.madvise(mmap.MADV_DONTNEED)
         return copied
 
 
