@@ -105,8 +105,8 @@ def _report(name: str, size: float, costs: dict[str, Cost]) -> str:
     return f"""# A rank-16 adapter of all linear layers folded into its base
 
 The base is {name} in bfloat16, {size:.0f} MB. Whole processes, start-up, reading and writing included;
-BLAS and torch with one thread each. Ours also hashes every file, reads the written model again and compares each number.
-Medians of {RUNS} interleaved runs after one that is not counted.
+BLAS and torch with one thread each. Ours also hashes every file, reads the written model again and compares
+each number. Medians of {RUNS} interleaved runs after one that is not counted.
 
 | process | CPU s | wall s | peak MB |
 |---|---|---|---|

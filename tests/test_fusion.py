@@ -26,6 +26,7 @@ from hub_merge.errors import (
     OutputExists,
     ProofFailed,
     PublishError,
+    RecipeError,
 )
 from hub_merge.formats.checkpoints import open_checkpoint
 from hub_merge.fusion import folding, fuse, is_fused, push_fused
@@ -33,6 +34,7 @@ from hub_merge.fusion.folding import fold_into, plan_fold, tensor_of
 from hub_merge.fusion.proof import prove_fusion
 from hub_merge.fusion.record import FusionRecord, read_fusion
 from hub_merge.hub import Hub, Reference
+from hub_merge.pipeline import card_of
 from tests.helpers import peft_config, write_adapter
 from tests.hub_double import HubDouble
 
@@ -415,6 +417,8 @@ def test_the_record_reads_back_and_tells_of_no_local_path(model: Path, lora: Pat
     assert not is_fused(lora)
     for told in (text, (tmp_path / "out" / "README.md").read_text()):
         assert str(tmp_path) not in told
+    with pytest.raises(RecipeError, match="fused model, made by another command"):
+        card_of(tmp_path / "out")
     with pytest.raises(HubMergeError, match="not the record of a fused model"):
         FusionRecord.from_json('{"schema_version": 1, "kind": "other"}')
 

@@ -16,7 +16,7 @@ from hub_merge.recipe import SCHEMA_VERSION, Parent
 
 __all__ = ["BaseModel", "FusionRecord", "is_fused", "read_fusion"]
 
-KIND = "full_model"
+KIND = "fused model"
 """What tells this record from that of a composite."""
 
 
