@@ -360,6 +360,11 @@ class MergeRecord:
         """
         try:
             content = json.loads(text)
+            if "kind" in content:
+                raise RecipeError(
+                    f"This is a {content['kind']}, made by another command, and no composite.",
+                    remedy="Name the composite that it was made from; `hub-merge push` takes either.",
+                )
             version = content["schema_version"]
             if not isinstance(version, int) or version > SCHEMA_VERSION:
                 raise RecipeError(

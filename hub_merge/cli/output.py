@@ -27,7 +27,10 @@ OutputMode = Literal["auto", "human", "agent", "json", "quiet"]
 Formats = Mapping[str, Callable[[Any], str]]
 """How people see the values of a column, where that differs from the plain value."""
 
-COMMANDS = ("search", "inspect", "check", "score", "advise", "merge", "compress", "verify", "card", "push", "methods")
+COMMANDS = (
+    *("search", "inspect", "check", "score", "advise", "merge", "compress", "verify"),
+    *("fuse", "extract", "card", "push", "methods"),
+)
 OWN_COMMAND = re.compile(rf"\bhub-merge(?= (?:{'|'.join(COMMANDS)})\b)")
 
 NARROWEST = 8

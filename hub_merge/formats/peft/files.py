@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
-from hub_merge.formats.strict_json import parse_json, read_bounded
+from hub_merge.formats.shards import MAX_INDEX, indexed_files
+from hub_merge.formats.strict_json import read_bounded
 from hub_merge.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
 __all__ = ["adapter_files", "contained", "weight_files"]
-
-MAX_INDEX = 4_000_000
-"""Bytes of the longest shard index that is read."""
 
 SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 
@@ -32,7 +30,7 @@ def weight_files(names: Iterable[str], index: bytes | None = None) -> tuple[str,
     present = set(names)
     if WEIGHTS_FILE in present:
         return (WEIGHTS_FILE,)
-    shards = _indexed(index) if index is not None else sorted(filter(SHARD.fullmatch, present))
+    shards = indexed_files(index, INDEX_FILE) if index is not None else sorted(filter(SHARD.fullmatch, present))
     if missing := [shard for shard in _all_shards(shards) if shard not in present]:
         raise AdapterFormatError(f"Shard {missing[0]} is missing.", remedy="Download the adapter again.")
     if shards:
@@ -43,18 +41,6 @@ def weight_files(names: Iterable[str], index: bytes | None = None) -> tuple[str,
             remedy="Ask its author for safetensors, or convert it: https://huggingface.co/spaces/safetensors/convert",
         )
     raise AdapterFormatError(f"There is no {WEIGHTS_FILE}.", remedy="Ask its author to upload the weights.")
-
-
-def _indexed(index: bytes) -> list[str]:
-    try:
-        shards = sorted(set(parse_json(index, INDEX_FILE, most=MAX_INDEX)["weight_map"].values()))
-    except (AdapterFormatError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterFormatError(f"{INDEX_FILE} is not a shard index: {error}.", remedy="Upload it again.") from error
-    if outside := [shard for shard in shards if not isinstance(shard, str) or PurePosixPath(shard).name != shard]:
-        raise AdapterFormatError(
-            f"{INDEX_FILE} points to {outside[0]!r}, out of its folder.", remedy="Do not use this adapter."
-        )
-    return shards
 
 
 def _all_shards(shards: Sequence[str]) -> list[str]:
