@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,7 +103,7 @@ def compose(
             if module in parent.modules and weight_for(weight, module)
         ]
         if merged_rank := method.output_rank([spec.rank for spec in found], rank):
-            specs[module] = ModuleSpec(module, found[0].kind, found[0].shape, merged_rank, 1.0, "float32")
+            specs[module] = replace(found[0], rank=merged_rank, scaling=1.0, dtype="float32")
     if not specs:
         raise MergeError("Every weight is zero.", remedy="Give at least one adapter a weight.")
     written = dtype or widest(spec.dtype for parent in parents for spec in parent.modules.values())

@@ -14,6 +14,7 @@ from typing import Any
 from hub_merge.adapter import Adapter, Origin
 from hub_merge.advise import Advice, advise
 from hub_merge.card import published_card, render_card, update_card
+from hub_merge.choice import choose
 from hub_merge.compat import Compatibility, check
 from hub_merge.composite import Composite, compose
 from hub_merge.errors import (
@@ -28,7 +29,8 @@ from hub_merge.errors import (
     RecipeError,
 )
 from hub_merge.findings import Finding, Report
-from hub_merge.formats.peft import open_folder, write_portable
+from hub_merge.formats.opening import open_adapter_files
+from hub_merge.formats.output import FileFormat, get_format
 from hub_merge.formats.tensors import WRITABLE
 from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
@@ -198,9 +200,9 @@ def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> 
             remedy=f"Its local adapters: {', '.join(local.values()) or 'none'}.",
         )
     places = {model: given.get(name, folder / model) for model, name in local.items()}
-    if folder != Path() and (absent := [path for path in places.values() if not path.is_dir()]):
+    if folder != Path() and (absent := [path for path in places.values() if not path.exists()]):
         raise AdapterNotFound(
-            f"{absent[0]}: There is no such folder.",
+            f"{absent[0]}: There is no such folder or file.",
             remedy=f"Put it there, or name where it is: hub-merge merge RECIPE.yaml PATH/TO/{absent[0].name} -o FOLDER",
         )
     return [places.get(source.model, source.model) for source in recipe.models]
@@ -248,6 +250,7 @@ def save(
     adapter: Adapter,
     folder: Path,
     *,
+    format: str = "peft",
     force: bool = False,
     picture: bool = False,
     base_license: str | None = None,
@@ -260,6 +263,7 @@ def save(
     Args:
         adapter: What to write.
         folder: Where to; created with its parents.
+        format: ``peft``, or ``kohya``, ``diffusers`` or ``mlx`` where that format can hold the adapter.
         force: Replace a composite that is there; what was written around our part of a composite's card stays.
         picture: Draw the scores too (needs matplotlib).
         base_license: Licence of the base model, where it is known.
@@ -269,13 +273,16 @@ def save(
         OutputExists: ``folder`` exists and ``force`` is not set, or it is a parent's or holds something else too.
         ProofFailed: What was written is not what was asked for; nothing is left behind.
         IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
+        MergeError: The format cannot hold the adapter.
     """
+    target = get_format(format)
     composite = adapter if isinstance(adapter, Composite) else merge([adapter])
     folder = folder.expanduser()
     _require_no_parent(folder, composite)
+    target.require(composite)
     total = len(composite.modules)
     with staged(folder, force, PUBLISHED_FILES) as stage:
-        write_portable(
+        target.write(
             composite,
             stage,
             base_model=composite.base_model,
@@ -283,10 +290,10 @@ def save(
             rank=composite.rank,
             progress=_counter("write", total, progress),
         )
-        written = open_folder(stage, name=composite.name, origin=Origin(folder=stage))
+        written = open_adapter_files(stage, choose(target.files), name=composite.name, origin=Origin(folder=stage))
         proof = prove(stage, written, composite, _counter("prove", total, progress))
         _require_proof(proof)
-        _document(composite, stage, proof, picture=picture, base_license=base_license)
+        _document(composite, stage, proof, target, picture=picture, base_license=base_license)
         if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
             _keep_words(folder / CARD_FILE, stage / CARD_FILE)
     return folder
@@ -324,10 +331,12 @@ def _require_proof(proof: Proof) -> None:
         )
 
 
-def _document(composite: Composite, stage: Path, proof: Proof, *, picture: bool, base_license: str | None) -> None:
+def _document(
+    composite: Composite, stage: Path, proof: Proof, target: FileFormat, *, picture: bool, base_license: str | None
+) -> None:
     """Write record, recipe, picture and card beside the proved files in ``stage``."""
     scores = score(composite.parents, composite.weights)
-    record = build_record(composite, stage, scores, proof, base_license)
+    record = build_record(composite, stage, scores, proof, base_license, target)
     (stage / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
     (stage / RECIPE_FILE).write_text(record.recipe.to_yaml(), encoding="utf-8")
     if picture:
@@ -441,6 +450,7 @@ def merge_to_folder(
     hub: Hub,
     sources_from: Path = Path(),
     parents: Sequence[str | Path] = (),
+    format: str = "peft",
     force: bool = False,
     picture: bool = False,
     progress: Progress = _silent,
@@ -452,6 +462,7 @@ def merge_to_folder(
     save(
         composite,
         output,
+        format=format,
         force=force,
         picture=picture,
         base_license=_base_license(composite, hub),

@@ -12,7 +12,8 @@ from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.errors import AdapterNotFound, ProofFailed
-from hub_merge.layout import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
+from hub_merge.formats.output import FileFormat
+from hub_merge.layout import RECORD_FILE
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
 from hub_merge.scores import Scores
@@ -25,7 +26,7 @@ __all__ = ["build_record", "read_record", "reopen", "require_files"]
 
 
 def build_record(
-    composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None
+    composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None, target: FileFormat
 ) -> MergeRecord:
     """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
     parents = tuple(
@@ -51,7 +52,8 @@ def build_record(
             "dtype": composite.dtype,
             "modules": len(composite.modules),
             "task_type": composite.task_type,
-            "files": [asdict(file_digest(folder / name)) for name in (CONFIG_FILE, WEIGHTS_FILE)],
+            "format": target.name,
+            "files": [asdict(file_digest(folder / name)) for name in target.files],
         },
         findings=tuple(finding.to_dict() for finding in composite.compatibility.report.findings),
         scores=scores.to_dict(modules=False),
@@ -85,8 +87,9 @@ def _parent(adapter: Adapter, weight: Weight) -> Parent:
 def _pinned_reference(adapter: Adapter) -> str:
     origin = adapter.origin
     if origin.repo_id is None:
-        return f"./{adapter.name}"
-    return f"{origin.repo_id}@{origin.commit}" + (f":{origin.subfolder}" if origin.subfolder else "")
+        return f"./{origin.file or adapter.name}"
+    place = f"{origin.subfolder}/{origin.file}".strip("/")
+    return f"{origin.repo_id}@{origin.commit}" + (f":{place}" if place else "")
 
 
 def read_record(folder: Path) -> MergeRecord:

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
 errors layout
-findings
+choice findings
 adapter recipe parallel staging
 gram
 clustering elementwise spectra formats hub bases

@@ -25,14 +25,14 @@ class RemoteHeaders:
     """What tells an adapter's modules, shapes and settings, without its numbers.
 
     Attributes:
-        config: Content of ``adapter_config.json``.
+        config: Content of ``adapter_config.json``, ``None`` if the adapter has none.
         headers: Start of each weight file, by name: 8 bytes of length, then that many bytes of JSON.
         index: Content of the index of a sharded adapter.
         sizes: Bytes of each weight file, by name.
         bytes_read: Bytes that went over the network for this.
     """
 
-    config: bytes
+    config: bytes | None
     headers: Mapping[str, bytes]
     index: bytes | None
     sizes: Mapping[str, int]

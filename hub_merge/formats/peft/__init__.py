@@ -6,11 +6,11 @@ Writing uses the *portable profile*: one rank, ``lora_alpha == r``, no patterns,
 so that loaders which know only one scale for all modules see the same delta as PEFT.
 """
 
-from hub_merge.formats.peft.config import Scalings, parse_config
+from hub_merge.formats.peft.config import Scalings, parse_config, read_object
 from hub_merge.formats.peft.files import adapter_files, weight_files
 from hub_merge.formats.peft.reading import adapter_from_headers, adapter_from_tensors, open_folder
 from hub_merge.formats.peft.targets import covered
-from hub_merge.formats.peft.writing import write_portable
+from hub_merge.formats.peft.writing import only_component, write_portable
 
 __all__ = [
     "Scalings",
@@ -18,8 +18,10 @@ __all__ = [
     "adapter_from_headers",
     "adapter_from_tensors",
     "covered",
+    "only_component",
     "open_folder",
     "parse_config",
+    "read_object",
     "weight_files",
     "write_portable",
 ]

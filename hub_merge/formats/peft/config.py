@@ -14,7 +14,7 @@ from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
 from hub_merge.findings import Finding
 from hub_merge.layout import CONFIG_FILE
 
-__all__ = ["Scalings", "config_findings", "matches", "matching", "parse_config", "read_scalings"]
+__all__ = ["Scalings", "config_findings", "matches", "matching", "parse_config", "read_object", "read_scalings"]
 
 MAX_CONFIG = 1_000_000
 """Bytes of the longest config that is read."""
@@ -55,6 +55,17 @@ def parse_config(text: bytes) -> dict[str, Any]:
         AdapterFormatError: It is no JSON object, or far too long.
         UnsupportedAdapter: It describes something else than a LoRA of PEFT.
     """
+    config = read_object(text)
+    _require_lora(config)
+    return config
+
+
+def read_object(text: bytes) -> dict[str, Any]:
+    """Return an ``adapter_config.json`` of any program as a mapping.
+
+    Raises:
+        AdapterFormatError: It is no JSON object, or far too long.
+    """
     if text.startswith(b"version https://git-lfs"):
         raise AdapterFormatError(
             f"{CONFIG_FILE} is a git-lfs pointer, not a config.", remedy="Fetch the file itself: git lfs pull."
@@ -71,7 +82,6 @@ def parse_config(text: bytes) -> dict[str, Any]:
         ) from error
     if not isinstance(config, dict):
         raise AdapterFormatError(f"{CONFIG_FILE} is not a JSON object.", remedy="Ask its author to upload it again.")
-    _require_lora(config)
     return config
 
 

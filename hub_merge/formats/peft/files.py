@@ -10,17 +10,20 @@ from pathlib import Path, PurePosixPath
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
 from hub_merge.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
-__all__ = ["adapter_files", "weight_files"]
+__all__ = ["PICKLES", "adapter_files", "weight_files"]
 
+PICKLES = (".bin", ".pt", ".pth")
+PICKLED_WEIGHTS = "adapter_model.bin"
 SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 
 
-def weight_files(names: Iterable[str], index: bytes | None = None) -> tuple[str, ...]:
+def weight_files(names: Iterable[str], index: bytes | None = None, *, allow_pickle: bool = False) -> tuple[str, ...]:
     """Return which of ``names`` hold the adapter's tensors: one file, or its shards.
 
     Args:
         names: File names in the adapter's folder.
         index: Content of the shard index, if there is one.
+        allow_pickle: Take ``adapter_model.bin`` where there is no safetensors file.
 
     Raises:
         AdapterFormatError: A shard is missing, or the index points out of the folder.
@@ -34,10 +37,14 @@ def weight_files(names: Iterable[str], index: bytes | None = None) -> tuple[str,
         raise AdapterFormatError(f"Shard {missing[0]} is missing.", remedy="Download the adapter again.")
     if shards:
         return tuple(shards)
-    if pickles := sorted(name for name in present if name.endswith((".bin", ".pt", ".pth"))):
+    if allow_pickle and PICKLED_WEIGHTS in present:
+        return (PICKLED_WEIGHTS,)
+    if pickles := sorted(name for name in present if name.endswith(PICKLES)):
         raise UnsupportedAdapter(
             f"The weights are only there as {pickles[0]}, a pickle, which can run code when it is opened.",
-            remedy="Ask its author for safetensors, or convert it: https://huggingface.co/spaces/safetensors/convert",
+            remedy="Read it with --allow-pickle (allow_pickle=True), which runs none of it, or ask for safetensors."
+            if PICKLED_WEIGHTS in pickles
+            else "Ask its author for safetensors.",
         )
     raise AdapterFormatError(f"There is no {WEIGHTS_FILE}.", remedy="Ask its author to upload the weights.")
 
@@ -62,7 +69,7 @@ def _all_shards(shards: Sequence[str]) -> list[str]:
     return [f"adapter_model-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
 
 
-def adapter_files(folder: Path) -> tuple[str, ...]:
+def adapter_files(folder: Path, *, allow_pickle: bool = False) -> tuple[str, ...]:
     """Return the names of the files an adapter is read from: its config, then its weights.
 
     Raises:
@@ -70,4 +77,7 @@ def adapter_files(folder: Path) -> tuple[str, ...]:
         UnsupportedAdapter: The weights are a pickle.
     """
     index = (folder / INDEX_FILE).read_bytes() if (folder / INDEX_FILE).is_file() else None
-    return (CONFIG_FILE, *weight_files((path.name for path in folder.iterdir() if path.is_file()), index))
+    return (
+        CONFIG_FILE,
+        *weight_files((path.name for path in folder.iterdir() if path.is_file()), index, allow_pickle=allow_pickle),
+    )

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from hub_merge.adapter import Adapter, LoraFactors, ModuleKind
-from hub_merge.errors import ProofFailed
+from hub_merge.adapter import Adapter, LoraFactors, ModuleSpec
+from hub_merge.errors import MergeError, ProofFailed
+from hub_merge.formats.names import is_flat
+from hub_merge.formats.pairs import factor_shapes
 from hub_merge.formats.tensors import dtype_named, safetensors_writer
-from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
+from hub_merge.layout import COMPONENT_KEY, CONFIG_FILE, WEIGHTS_FILE
 
-__all__ = ["write_portable"]
+__all__ = ["only_component", "rounded", "write_portable"]
 
 PREFIX = "base_model.model."
 
@@ -35,32 +37,66 @@ def write_portable(
         progress: Called with each module's name when it is written.
 
     Raises:
+        MergeError: PEFT cannot hold it; see ``only_component``.
         ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
     """
-    config = _portable_config(adapter, base_model, rank)
+    component = only_component(adapter)
+    config = _portable_config(adapter, base_model, rank, component)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     infos = {}
-    for module, spec in adapter.modules.items():
-        out_features, in_features = spec.shape
-        a_key, b_key = _factor_keys(module, spec.kind)
-        infos[a_key] = (dtype, (rank, in_features))
-        infos[b_key] = (dtype, (out_features, rank))
-    with safetensors_writer(folder / WEIGHTS_FILE, infos) as writer:
+    for spec in adapter.modules.values():
+        a_key, b_key = _factor_keys(spec)
+        a_shape, b_shape = factor_shapes(spec, rank)
+        infos[a_key], infos[b_key] = (dtype, a_shape), (dtype, b_shape)
+    metadata = {COMPONENT_KEY: component} if component else {}
+    with safetensors_writer(folder / WEIGHTS_FILE, infos, metadata) as writer:
         for module, spec in adapter.modules.items():
-            a_key, b_key = _factor_keys(module, spec.kind)
-            A, B = _padded(adapter.factors(module), rank, dtype)
-            if not (np.isfinite(A).all() and np.isfinite(B).all()):
-                raise ProofFailed(
-                    f"{module} would hold NaN or infinity in {dtype}.",
-                    remedy="Try --dtype float32 or bfloat16, or smaller weights.",
-                )
-            writer.write(a_key, A)
-            writer.write(b_key, B)
+            A, B = rounded(adapter.factors(module), module, rank, dtype)
+            for key, tensor in zip(_factor_keys(spec), (A, B), strict=True):
+                writer.write(key, tensor.reshape(infos[key][1]))
             progress(module)
 
 
-def _factor_keys(module: str, kind: ModuleKind) -> tuple[str, str]:
-    if kind == "embedding":
+def only_component(adapter: Adapter) -> str:
+    """Return the model of a pipeline that all modules belong to, empty for a model of its own.
+
+    Raises:
+        MergeError: There are several, or names that PEFT could not find in a model.
+    """
+    components = sorted({spec.component for spec in adapter.modules.values()})
+    if flat := next((module for module in adapter.modules if is_flat(module)), None):
+        raise MergeError(
+            f"{flat} is a name of kohya's whose place in the model is unknown, so PEFT could not find it.",
+            remedy="Write the format it came in: --format kohya.",
+        )
+    if len(components) > 1:
+        raise MergeError(
+            f"The adapter is for several models ({', '.join(components)}); a PEFT folder holds an adapter of one.",
+            remedy="Write one file for all of them: --format diffusers, or --format kohya.",
+        )
+    return components[0] if components else ""
+
+
+def rounded(
+    factors: LoraFactors, module: str, rank: int, dtype: str
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return A and B as they are written: of ``rank``, in ``dtype``, with the scaling in B.
+
+    Raises:
+        ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
+    """
+    A, B = _padded(factors, rank, dtype)
+    if not (np.isfinite(A).all() and np.isfinite(B).all()):
+        raise ProofFailed(
+            f"{module} would hold NaN or infinity in {dtype}.",
+            remedy="Try --dtype float32 or bfloat16, or smaller weights.",
+        )
+    return A, B
+
+
+def _factor_keys(spec: ModuleSpec) -> tuple[str, str]:
+    module = spec.local_name
+    if spec.kind == "embedding":
         return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
@@ -76,7 +112,7 @@ def _padded(factors: LoraFactors, rank: int, dtype: str) -> tuple[np.ndarray[Any
     return A, B
 
 
-def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dict[str, Any]:
+def _portable_config(adapter: Adapter, base_model: str | None, rank: int, component: str) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": adapter.task_type,
@@ -86,7 +122,7 @@ def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dic
         "r": rank,
         "lora_alpha": rank,
         "lora_dropout": 0.0,
-        "target_modules": sorted(adapter.target_modules),
+        "target_modules": sorted(target.removeprefix(f"{component}.") for target in adapter.target_modules),
         "fan_in_fan_out": adapter.fan_in_fan_out,
         "bias": "none",
         "modules_to_save": None,
