@@ -238,15 +238,21 @@ class Adapter:
         """Largest rank over the modules, 0 without any."""
         return max((spec.rank for spec in self.modules.values()), default=0)
 
-    def save_pretrained(self, folder: str | Path, *, force: bool = False) -> Path:
-        """Write this adapter to ``folder`` in the portable profile of PEFT's format, whole or not at all.
+    def save_pretrained(self, folder: str | Path, *, format: str = "peft", force: bool = False) -> Path:
+        """Write this adapter to ``folder``, whole or not at all.
+
+        Args:
+            folder: Where to.
+            format: ``peft`` for the portable profile of PEFT's format, or ``kohya``, ``diffusers`` or ``mlx``.
+            force: Replace a composite that is there.
 
         Raises:
             OutputExists: ``folder`` is there already and ``force`` is not set.
+            MergeError: The format cannot hold this adapter.
         """
         from hub_merge.pipeline import save
 
-        return save(self, Path(folder), force=force)
+        return save(self, Path(folder), format=format, force=force)
 
     def push_to_hub(
         self,

@@ -5,6 +5,7 @@ __all__ = [
     "COMPONENT_KEY",
     "CONFIG_FILE",
     "DIFFUSERS_FILE",
+    "FILE_FORMATS",
     "INDEX_FILE",
     "KOHYA_FILE",
     "MLX_FILE",
@@ -22,6 +23,9 @@ DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 KOHYA_FILE = "lora.safetensors"
 MLX_FILE = "adapters.safetensors"
 """Names that the other formats' own programs write or look for; kohya's have none."""
+
+FILE_FORMATS = ("peft", "kohya", "diffusers", "mlx")
+"""Formats that can be written."""
 
 COMPONENT_KEY = "hub_merge.component"
 """Key in the header of the weights, under which a file for one model of a pipeline names that model."""

@@ -53,6 +53,7 @@ def build_record(
             "modules": len(composite.modules),
             "task_type": composite.task_type,
             "format": target.name,
+            "components": sorted({spec.component for spec in composite.modules.values() if spec.component}),
             "files": [asdict(file_digest(folder / name)) for name in target.files],
         },
         findings=tuple(finding.to_dict() for finding in composite.compatibility.report.findings),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from hub_merge.cli.framework import Group, output_options, run_cli
+from hub_merge.cli.framework import Group, output_options, run_cli, writing_options
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
@@ -25,6 +25,9 @@ token_option = click.option(
     metavar="TOKEN",
     help="Hub token. It stays in the shell's history: prefer HF_TOKEN or `hf auth login`.",
 )
+pickle_option = click.option(
+    "--allow-pickle", is_flag=True, help="Read adapter_model.bin, a pickle, too; none of it is run."
+)
 weights_option = click.option(
     "--weights",
     metavar="NUMBERS",
@@ -34,6 +37,15 @@ base_option = click.option("--base", metavar="OWNER/NAME", help="The base model,
 allow_option = click.option(
     "--allow", multiple=True, metavar="CODE", help="Accept the finding of this code; may be repeated."
 )
+output_option = click.option(
+    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
+)
+dtype_option = click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Dtype of the result.  [default: the widest of the adapters']",
+)
+force_option = click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,7 +53,8 @@ allow_option = click.option(
 def cli() -> None:
     """Find, check, score, merge, prove and publish LoRA adapters, without loading a base model.
 
-    An adapter is a Hub id (owner/name, owner/name@revision:subfolder), the address of its page, or a folder.
+    An adapter is a Hub id (owner/name, owner/name@revision:subfolder), the address of its page, a folder, or a file.
+    It may be in the format of PEFT, kohya and LyCORIS, diffusers, MLX-LM or llama.cpp.
     """
 
 
@@ -50,7 +63,7 @@ def main() -> NoReturn:
     run_cli(cli)
 
 
-def _hub(out: Output, token: str | None) -> Hub:
+def _hub(out: Output, token: str | None, allow_pickle: bool = False) -> Hub:
     from huggingface_hub import constants
     from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
@@ -58,7 +71,7 @@ def _hub(out: Output, token: str | None) -> Hub:
 
     if not out.animated and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
         disable_progress_bars()
-    return Hub(token=(token or "").strip() or None)
+    return Hub(token=(token or "").strip() or None, allow_pickle=allow_pickle)
 
 
 def _numbers(weights: str | None, adapters: tuple[str, ...]) -> list[float] | None:
@@ -125,12 +138,13 @@ def search(
     print_listings(out, found)
 
 
-@cli.command(examples=["inspect someone/math-lora", "inspect ./my-adapter --json"])
+@cli.command(examples=["inspect someone/math-lora", "inspect ./my-adapter --json", "inspect style.safetensors"])
 @click.argument("adapter")
 @click.option("--revision", metavar="REVISION", help="Branch, tag or commit.")
+@pickle_option
 @token_option
 @output_options
-def inspect(out: Output, adapter: str, revision: str | None, token: str | None) -> None:
+def inspect(out: Output, adapter: str, revision: str | None, token: str | None, allow_pickle: bool) -> None:
     """Show what one adapter is, without its weights.
 
     Config and tensor headers tell it, which costs kilobytes, whatever the size of the adapter.
@@ -138,7 +152,7 @@ def inspect(out: Output, adapter: str, revision: str | None, token: str | None) 
     from hub_merge.cli.show import print_inspection
     from hub_merge.sources import open_headers
 
-    print_inspection(out, open_headers(adapter, revision=revision, hub=_hub(out, token)))
+    print_inspection(out, open_headers(adapter, revision=revision, hub=_hub(out, token, allow_pickle)))
 
 
 @cli.command(
@@ -148,10 +162,17 @@ def inspect(out: Output, adapter: str, revision: str | None, token: str | None) 
 @base_option
 @allow_option
 @click.option("--full", is_flag=True, help="Download the weights too and look at their numbers.")
+@pickle_option
 @token_option
 @output_options
 def check(
-    out: Output, adapters: tuple[str, ...], base: str | None, allow: tuple[str, ...], full: bool, token: str | None
+    out: Output,
+    adapters: tuple[str, ...],
+    base: str | None,
+    allow: tuple[str, ...],
+    full: bool,
+    token: str | None,
+    allow_pickle: bool,
 ) -> None:
     """Tell whether adapters fit together: every problem at once.
 
@@ -162,7 +183,7 @@ def check(
     from hub_merge.pipeline import check_references
 
     result = check_references(
-        adapters, hub=_hub(out, token), base=base, allow=allow, full=full, progress=out.progress()
+        adapters, hub=_hub(out, token, allow_pickle), base=base, allow=allow, full=full, progress=out.progress()
     )
     print_compatibility(out, result, adapters)
     if not result.compatible:
@@ -179,10 +200,17 @@ def check(
     help="Draw a heat map (.png, .svg or .pdf; needs matplotlib).",
 )
 @click.option("--modules", is_flag=True, help="With --json, add the scores of every module.")
+@pickle_option
 @token_option
 @output_options
 def score(
-    out: Output, adapters: tuple[str, ...], weights: str | None, plot: Path | None, modules: bool, token: str | None
+    out: Output,
+    adapters: tuple[str, ...],
+    weights: str | None,
+    plot: Path | None,
+    modules: bool,
+    token: str | None,
+    allow_pickle: bool,
 ) -> None:
     """Score how orthogonal the deltas of adapters are.
 
@@ -193,7 +221,7 @@ def score(
     from hub_merge.pipeline import score_references
 
     numbers = _numbers(weights, adapters)
-    scores = score_references(adapters, hub=_hub(out, token), weights=numbers, progress=out.progress())
+    scores = score_references(adapters, hub=_hub(out, token, allow_pickle), weights=numbers, progress=out.progress())
     if plot is not None:
         from hub_merge.plots import heat_map
 
@@ -215,6 +243,7 @@ def score(
 )
 @base_option
 @allow_option
+@pickle_option
 @token_option
 @output_options
 def advise(
@@ -224,6 +253,7 @@ def advise(
     base: str | None,
     allow: tuple[str, ...],
     token: str | None,
+    allow_pickle: bool,
 ) -> None:
     """Suggest a method, weights and a rank, with reasons.
 
@@ -234,7 +264,7 @@ def advise(
     from hub_merge.pipeline import advise_on_references
 
     advice = advise_on_references(
-        adapters, hub=_hub(out, token), base=base, allow=allow, max_rank=max_rank, progress=out.progress()
+        adapters, hub=_hub(out, token, allow_pickle), base=base, allow=allow, max_rank=max_rank, progress=out.progress()
     )
     print_advice(out, advice, adapters, base=base, allow=allow)
 
@@ -246,31 +276,35 @@ def advise(
     examples=[
         "merge someone/math-lora other/medicine-lora -o math-medicine",
         "merge ./math ./medicine --weights 1,0.5 --method lego --rank 8 -o out",
+        "merge style.safetensors other/style-lora --format kohya -o out",
         "merge recipe.yaml -o out",
     ]
 )
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER... | RECIPE.yaml [FOLDER]...")
-@click.option(
-    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
-)
+@output_option
 @click.option("--method", metavar="NAME", help="Merge method; the command `methods` lists them.  [default: sum]")
 @weights_option
 @click.option("--rank", metavar="N", type=click.IntRange(1), help="Rank of the result.  [default: the method's own]")
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the method; may be repeated.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Seed of every random choice.  [default: 0]")
-@click.option(
-    "--dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
-    help="Dtype of the result.  [default: the widest of the adapters']",
-)
+@dtype_option
 @base_option
 @allow_option
 @click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
-@click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
+@force_option
+@pickle_option
 @token_option
-@output_options
+@writing_options
 def merge(
-    out: Output, adapters: tuple[str, ...], output: Path, force: bool, plot: bool, token: str | None, **asked: Any
+    out: Output,
+    adapters: tuple[str, ...],
+    output: Path,
+    force: bool,
+    plot: bool,
+    token: str | None,
+    allow_pickle: bool,
+    file_format: str,
+    **asked: Any,
 ) -> None:
     """Merge adapters into one, and prove the written file.
 
@@ -284,7 +318,8 @@ def merge(
     result = merge_to_folder(
         _recipe(adapters, **asked) if path is None else _read_recipe(path),
         output,
-        hub=_hub(out, token),
+        hub=_hub(out, token, allow_pickle),
+        format=file_format,
         sources_from=path.parent if path else Path(),
         parents=adapters[1:] if path else (),
         force=force,
@@ -352,21 +387,68 @@ def _recipe(
     )
 
 
+@cli.command(
+    examples=[
+        "convert style.safetensors -o style --format diffusers",
+        "convert someone/mlx-lora -o math",
+        "convert loha.safetensors -o small --rank 32 --format kohya",
+    ]
+)
+@click.argument("adapter")
+@output_option
+@click.option("--rank", metavar="N", type=click.IntRange(1), help="Truncate to this rank, with the least error.")
+@dtype_option
+@base_option
+@allow_option
+@force_option
+@pickle_option
+@token_option
+@writing_options
+def convert(
+    out: Output,
+    adapter: str,
+    output: Path,
+    force: bool,
+    token: str | None,
+    allow_pickle: bool,
+    file_format: str,
+    **asked: Any,
+) -> None:
+    """Write one adapter in another format, and prove the written file.
+
+    Every delta stays what it is: the error that is shown is the relative distance of what was written to what was read,
+    0 where not even rounding changed it. LoHa and LoKr are expanded exactly; --rank truncates.
+    """
+    from hub_merge.cli.show import print_conversion
+    from hub_merge.pipeline import merge_to_folder
+
+    result = merge_to_folder(
+        _recipe((adapter,), method=None, weights=None, options=(), seed=None, **asked),
+        output,
+        hub=_hub(out, token, allow_pickle),
+        format=file_format,
+        force=force,
+        progress=out.progress(),
+    )
+    print_conversion(out, output, result)
+
+
 @cli.command(examples=["verify someone/math-medicine", "verify ./math-medicine ./math ./medicine"])
 @click.argument("composite")
 @click.argument("parents", nargs=-1, metavar="[PARENT]...")
+@pickle_option
 @token_option
 @output_options
-def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | None) -> None:
+def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | None, allow_pickle: bool) -> None:
     """Prove that a composite is the merge its record tells of.
 
-    Its parents are fetched at their recorded commits and merged again. PARENT is the folder of one that was local when
-    the composite was made; it is recognised by its hashes. The exit code is 1 when the proof fails.
+    Its parents are fetched at their recorded commits and merged again. PARENT is the folder or file of one that was
+    local when the composite was made; it is recognised by its hashes. The exit code is 1 when the proof fails.
     """
     from hub_merge.cli.show import print_proof
     from hub_merge.pipeline import verify as verify_composite
 
-    proof = verify_composite(composite, parents=parents, hub=_hub(out, token), progress=out.progress())
+    proof = verify_composite(composite, parents=parents, hub=_hub(out, token, allow_pickle), progress=out.progress())
     print_proof(out, composite, proof)
     if not proof.passed:
         raise click.exceptions.Exit(1)

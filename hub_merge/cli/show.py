@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "print_advice",
     "print_compatibility",
+    "print_conversion",
     "print_inspection",
     "print_listings",
     "print_merge",
@@ -94,6 +95,7 @@ def _inspection(opened: Opened) -> dict[str, Any]:
     groups = Counter(f"{spec.name.rpartition('.')[2]} {spec.shape[0]}x{spec.shape[1]}" for spec in specs)
     return {
         "adapter": adapter.name,
+        "format": adapter.format,
         "repo_id": adapter.origin.repo_id,
         "commit": adapter.origin.commit,
         "base_model": adapter.base_model,
@@ -279,6 +281,25 @@ def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
         subject = f"{found['adapter']}: " if found["adapter"] else ""
         out.warning(f"[{found['code']}] {subject}{found['seen']}")
     out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
+
+
+def print_conversion(out: Output, folder: Path, record: MergeRecord) -> None:
+    """Print what a conversion wrote, and how far it is from what was read."""
+    values = {
+        "output": str(folder),
+        "format": record.output["format"],
+        "files": [entry["name"] for entry in record.output["files"]],
+        "modules": record.output["modules"],
+        "rank": record.output["rank"],
+        "dtype": record.output["dtype"],
+        "error": record.proof["distance_to_sum"],
+    }
+    if out.mode == "json":
+        out.document({**values, "proof": record.proof, "findings": record.findings})
+    else:
+        out.fields(values, title="✓ Converted and proved")
+    for found in record.findings:
+        out.warning(f"[{found['code']}] {found['seen']}")
 
 
 def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:

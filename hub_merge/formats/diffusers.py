@@ -1,8 +1,8 @@
 """Files of diffusers: ``pytorch_lora_weights.safetensors``, for one or several models of a pipeline.
 
 A key is the model (``unet``, ``transformer``, ``text_encoder``, …), the layer, and one of the endings that there have
-been: ``lora_A.weight`` (PEFT's), ``lora.down.weight``, ``lora_linear_layer.down.weight``, and ``to_q_lora.down.weight``,
-which has the layer's own name in it and ``processor`` before it. Files without a model's name are of the UNet.
+been: ``lora_A.weight`` as in PEFT, ``lora.down.weight``, ``lora_linear_layer.down.weight``, ``to_q_lora.down.weight``
+with the layer's own name in it and ``processor`` before it. Files without a model's name are of the UNet.
 
 The scaling is ``alpha / rank`` of the layer's ``alpha`` tensor or of the LoRA config that newer files carry in their
 header (``lora_adapter_metadata``), and 1 where there is neither.
