@@ -140,8 +140,9 @@ def write_diffusers(
 ) -> None:
     """Write ``adapter`` to the existing, empty ``folder`` as diffusers does now: PEFT's endings behind the model.
 
-    The scaling is in B and every module has its own rank, which diffusers reads as a scaling of 1. The arguments are
-    those of ``peft.write_portable``; this format names no base, and needs no common rank.
+    The scaling is in B, and all modules have one rank: without alphas every version of diffusers reads that as a
+    scaling of 1, but some give mixed ranks the alpha of one of them. The arguments are those of
+    ``peft.write_portable``; this format names no base.
 
     Raises:
         MergeError: A module belongs to no model of a pipeline.
@@ -150,11 +151,11 @@ def write_diffusers(
     require_diffusers(adapter)
     infos: dict[str, tuple[str, tuple[int, ...]]] = {}
     for module, spec in adapter.modules.items():
-        a_shape, b_shape = factor_shapes(spec, spec.rank)
+        a_shape, b_shape = factor_shapes(spec, rank)
         infos |= {f"{module}.lora_A.weight": (dtype, a_shape), f"{module}.lora_B.weight": (dtype, b_shape)}
     with safetensors_writer(folder / DIFFUSERS_FILE, infos) as writer:
-        for module, spec in adapter.modules.items():
-            A, B = rounded(adapter.factors(module), module, spec.rank, dtype)
+        for module in adapter.modules:
+            A, B = rounded(adapter.factors(module), module, rank, dtype)
             for key, tensor in ((f"{module}.lora_A.weight", A), (f"{module}.lora_B.weight", B)):
                 writer.write(key, tensor.reshape(infos[key][1]))
             progress(module)

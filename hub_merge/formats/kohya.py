@@ -31,8 +31,8 @@ KEY = re.compile(rf"(?P<module>(?:lora_(?:unet|te[123]?)|lycoris)_[^.]+?)[._](?P
 FOREIGN = (
     (re.compile(r"dora_scale|lora_magnitude_vector"), "dora", "DoRA magnitudes"),
     (re.compile(r"\.(?:diff|diff_b|w_norm|b_norm)$|set_weight"), "full_weights", "whole weights or norms, not factors"),
-    (re.compile(r"\.on_input$|\.weight$"), "ia3", "(IA)³ scales or other trained weights"),
     (re.compile(r"\.(?:[abc][12](?:\.weight)?|bm[12]\.weight)$"), "glora", "GLoRA"),
+    (re.compile(r"\.on_input$|\.weight$"), "ia3", "(IA)³ scales or other trained weights"),
     (re.compile(r"oft_(?:blocks|diag)|\.rescale$"), "oft", "OFT rotations"),
     (re.compile(r"bundle_emb|emb_params|string_to_param"), "trainable_tokens", "trained tokens"),
     (re.compile(r"\.bias"), "trained_weights", "trained biases"),
@@ -113,9 +113,10 @@ def _name_findings(modules: Iterable[Named], name: str) -> Iterator[Finding]:
 def write_kohya(
     adapter: Adapter, folder: Path, *, base_model: str | None, dtype: str, rank: int, progress: Callable[[str], None]
 ) -> None:
-    """Write ``adapter`` to the existing, empty ``folder`` as kohya's scripts do, each module with its own rank.
+    """Write ``adapter`` to the existing, empty ``folder`` as kohya's scripts do, with alpha equal to the rank.
 
-    The arguments are those of ``peft.write_portable``; ``rank`` is not used, for this format needs no common one.
+    All modules get one rank: diffusers mixes up the alphas of files in which they differ. The arguments are those of
+    ``peft.write_portable``.
 
     Raises:
         MergeError: A module has no name in this format.
@@ -124,18 +125,18 @@ def write_kohya(
     flat = require_kohya(adapter)
     infos: dict[str, tuple[str, tuple[int, ...]]] = {}
     for module, spec in adapter.modules.items():
-        down, up = factor_shapes(spec, spec.rank)
+        down, up = factor_shapes(spec, rank)
         infos[f"{flat[module]}.lora_down.weight"] = (dtype, down)
         infos[f"{flat[module]}.lora_up.weight"] = (dtype, up)
         infos[f"{flat[module]}.alpha"] = ("float32", ())
-    metadata = _header_texts(adapter, base_model)
+    metadata = _header_texts(rank, base_model)
     with safetensors_writer(folder / KOHYA_FILE, infos, metadata) as writer:
-        for module, spec in adapter.modules.items():
-            A, B = rounded(adapter.factors(module), module, spec.rank, dtype)
+        for module in adapter.modules:
+            A, B = rounded(adapter.factors(module), module, rank, dtype)
             for what, tensor in (("lora_down.weight", A), ("lora_up.weight", B)):
                 key = f"{flat[module]}.{what}"
                 writer.write(key, tensor.reshape(infos[key][1]))
-            writer.write(f"{flat[module]}.alpha", np.asarray(spec.rank, np.float32))
+            writer.write(f"{flat[module]}.alpha", np.asarray(rank, np.float32))
             progress(module)
 
 
@@ -158,6 +159,6 @@ def require_kohya(adapter: Adapter) -> dict[str, str]:
     return names
 
 
-def _header_texts(adapter: Adapter, base_model: str | None) -> dict[str, str]:
-    texts = {"ss_network_module": "networks.lora", "ss_network_dim": str(adapter.rank)}
-    return {**texts, "ss_network_alpha": str(adapter.rank), **({"ss_sd_model_name": base_model} if base_model else {})}
+def _header_texts(rank: int, base_model: str | None) -> dict[str, str]:
+    texts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank)}
+    return {**texts, "ss_network_alpha": str(rank), **({"ss_sd_model_name": base_model} if base_model else {})}

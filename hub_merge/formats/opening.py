@@ -47,17 +47,20 @@ def open_adapter_files(
     config = read_object((folder / CONFIG_FILE).read_bytes()) if chosen.has_config else {}
     if start == MAGIC:
         return adapter_from_gguf(GgufStore(path), name=name, origin=replace(origin, files=(chosen.file,)))
-    _require_safetensors(start, chosen.file)
-    return _adapter(config, SafetensorsStore(path), chosen.file, name=name, origin=origin)
+    return _adapter(config, _safetensors(path, start), chosen.file, name=name, origin=origin)
 
 
-def _require_safetensors(start: bytes, file: str) -> None:
-    """Tell of what is recognised as no safetensors file."""
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+def _safetensors(path: Path, start: bytes) -> SafetensorsStore:
+    """Open a safetensors file, or tell what the file is that is none: a header's length may look like a pickle too."""
+    try:
+        return SafetensorsStore(path)
+    except AdapterFormatError as error:
+        if start[:2] != b"PK" and start[:1] != b"\x80":
+            raise
         raise UnsupportedAdapter(
-            f"{file} is a pickle, which can run code when it is opened.",
+            f"{path.name} is a pickle, which can run code when it is opened.",
             remedy="Only PEFT's adapter_model.bin beside its config can be read so, with --allow-pickle.",
-        )
+        ) from error
 
 
 def adapter_from_headers(
