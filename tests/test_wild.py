@@ -26,6 +26,7 @@ from hub_merge.hub import Hub
 from hub_merge.pipeline import merge, verify
 from hub_merge.scores import score
 from tests.helpers import Dense
+from tests.verdicts import TABLE, table
 
 pytestmark = pytest.mark.wild
 
@@ -126,6 +127,15 @@ def test_every_real_folder_opens_or_is_refused_for_what_its_files_are(wild: Path
             pairs = [key for key in shapes_of(folder) if ".lora_A." in key]
             assert len(adapter.modules) + sum(f.code == "rank_mismatch" for f in adapter.findings) >= len(pairs) > 0
             assert (not [f for f in adapter.findings if f.severity == "problem"]) is is_plain(folder), folder.name
+
+
+def test_every_verdict_is_the_recorded_one_and_has_a_reason(wild: Path) -> None:
+    """Opening, checking and judging all of them takes seconds; nothing crashes, nothing hangs."""
+    assert table(wild) == TABLE.read_text(encoding="utf-8"), "look at each change, then run `python -m tests.verdicts`"
+    lines = TABLE.read_text(encoding="utf-8").splitlines()[8:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert len(rows) > 70
+    assert all(reason for _, _, verdict, reason in rows if verdict == "refused")
 
 
 def test_every_broken_folder_is_refused_with_the_right_reason(wild: Path) -> None:

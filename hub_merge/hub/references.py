@@ -90,10 +90,9 @@ def _folder_and_file(path: str) -> tuple[str, str]:
 
     PEFT's files do not: they belong to their folder.
     """
-    name = path.rpartition("/")[2]
-    if not name.endswith(FILE_SUFFIXES):
+    folder, slash, name = path.rpartition("/")
+    if not name.endswith(FILE_SUFFIXES) or (slash and not folder):
         return path, ""
-    folder = path[: -len(name)].rstrip("/")
     return folder, name if name.endswith(WEIGHT_SUFFIXES) and not name.startswith("adapter_model") else ""
 
 
