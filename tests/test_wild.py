@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from hub_merge.adapter import Adapter
+from hub_merge.adapter import Adapter, Origin
 from hub_merge.bases import read_base
 from hub_merge.errors import AdapterError, AdapterFormatError, HubMergeError, IncompatibleAdapters, UnsupportedAdapter
-from hub_merge.formats.peft import adapter_from_tensors, parse_config
+from hub_merge.formats.mlx import adapter_from_mlx
+from hub_merge.formats.peft import adapter_from_tensors, parse_config, read_object
 from hub_merge.formats.tensors import ArrayStore
 from hub_merge.hub import Hub
 from hub_merge.pipeline import merge, verify
@@ -160,6 +161,10 @@ def test_every_real_config_is_read_or_refused_by_a_typed_error(wild: Path) -> No
             content = json.loads(text.decode("utf-8-sig"))
         except ValueError:
             content = None
+        if isinstance(content, dict) and "lora_parameters" in content:
+            mlx = adapter_from_mlx(read_object(text), ArrayStore({}), name=path.stem, origin=Origin())
+            assert [found.code for found in mlx.findings] == ["no_factors"]
+            assert mlx.base_model == content["model"]
         if not isinstance(content, dict) or content.get("peft_type") != "LORA":
             with pytest.raises(AdapterError) as refused:
                 parse_config(text)
