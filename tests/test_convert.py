@@ -288,6 +288,7 @@ def test_headers_of_a_kohya_file_tell_all_but_the_scaling(hub_lfs: HubDouble, tm
     spec = opened.adapter.modules[LAYER]
     assert (spec.shape, spec.rank, opened.adapter.format, opened.adapter.has_values) == ((6, 5), 3, "kohya", False)
     assert np.isnan(spec.scaling)
+    assert [(found.code, found.severity) for found in opened.adapter.findings] == [("scaling_unread", "caution")]
     assert not list((tmp_path / "cache").glob("**/snapshots/*/*"))
 
 

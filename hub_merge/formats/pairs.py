@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -137,6 +138,11 @@ def adapter_of_parts(
     if not given:
         told.append(notes_of(name)("no_factors", "", "the file holds no LoRA factors", "pairs of low-rank factors"))
     modules = {module: usable[module].spec for module in sorted(usable)}
+    if unread := sum(math.isnan(spec.scaling) for spec in modules.values()):
+        seen = f"the scaling of {unread} modules is among the weights, which were not downloaded"
+        told.append(
+            Finding("caution", "scaling_unread", name, "alpha", seen, "", "A merge reads it; check --full too.")
+        )
     return Adapter(
         name=name,
         modules=modules,
