@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hub_merge.findings import Finding, Report
     from hub_merge.hub import Hub
     from hub_merge.methods import list_methods, merge_method
-    from hub_merge.pipeline import merge, run, verify
+    from hub_merge.pipeline import compress, merge, run, verify
     from hub_merge.recipe import MergeRecord, Recipe
     from hub_merge.scores import Scores, score
 
@@ -29,6 +29,7 @@ __all__ = [
     "Report",
     "Scores",
     "check",
+    "compress",
     "list_methods",
     "merge",
     "merge_method",
@@ -52,6 +53,7 @@ _HOME = {
     "Report": "findings",
     "Scores": "scores",
     "check": "compat",
+    "compress": "pipeline",
     "list_methods": "methods",
     "merge": "pipeline",
     "merge_method": "methods",

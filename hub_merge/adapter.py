@@ -157,6 +157,7 @@ class Adapter:
         format: Format of its files: ``peft``, ``kohya``, ``diffusers``, ``mlx`` or ``gguf``.
         has_values: Whether its tensors can be read; ``False`` when only headers were fetched.
         added_tokens: Tokens beyond the base vocabulary, by id, as far as the files tell.
+        vocabulary: Number of tokens that embeddings or head have rows for, as far as the files tell.
         origin: Where it came from.
     """
 
@@ -172,6 +173,7 @@ class Adapter:
     format: str = "peft"
     has_values: bool = True
     added_tokens: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    vocabulary: int | None = None
     origin: Origin = field(default_factory=Origin)
 
     @classmethod

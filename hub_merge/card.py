@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -17,14 +16,15 @@ from urllib.parse import quote
 
 import jinja2
 import yaml
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from hub_merge.errors import HubMergeError, MergeError
+from hub_merge.bases import HUB_ID
+from hub_merge.errors import MergeError
 from hub_merge.formats.names import COMPONENTS
+from hub_merge.frontmatter import split_front_matter
 from hub_merge.layout import DIFFUSERS_FILE, FILE_FORMATS, KOHYA_FILE
 from hub_merge.licenses import LicenseVerdict, united
 from hub_merge.methods import Method, get_method
+from hub_merge.privacy import one_line, scrub
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Weight
 from hub_merge.scores import started_alike
 
@@ -52,30 +52,11 @@ LICENSE_KEYS = ("license", "license_name", "license_link")
 GENERATED_TAGS = ("base_model:", "hub-merge:", "merged_from:")
 MOST_PAIRS = 10
 LONGEST_TEXT = 400
+ALIKE = ([1.0, 1.0], [True, True])
+"""Weights and presence of two adapters, to tell a weighted sum by its coefficients from another combination."""
 
 
 # --- text from elsewhere ----------------------------------------------------------------------------------------------
-
-UNSEEN = {"Cf", "Co", "Cs"}
-SPACING = {"Cc", "Zl", "Zp", "Zs"}
-
-TOKEN = re.compile(r"(?:hf|api_org)_\w{20,}[\w.-]*")
-PATH = re.compile(
-    r"""
-    (?: file:/+                                   # an address of a file
-      | [A-Za-z]:\\ | (?<![A-Za-z0-9])[A-Za-z]:/  # a drive
-      | \\\\(?=\w)                                # a Windows share
-      | (?<![\w~])~(?:[A-Za-z_][\w.-]*)?[\\/]     # a home
-      | (?<![\w.~:/)\]<])//+(?=[\w.])             # a root written twice
-      | (?<![\w.~/)\]<])/(?=[\w.~-])              # a root
-      | /(?:home|root|Users)/                     # a home after anything
-    )
-    (?:[^'"`<>|\n]*\\)?                           # up to the last backslash, spaces included
-    [^\s'"`<>|,;()\[\]{}]*
-    (?:[ ][^\s'"`<>|,;()\[\]{}]*[\\/][^\s'"`<>|,;()\[\]{}]*)?
-    """,
-    re.VERBOSE,
-)
 
 AS_ENTITY = re.compile(r"[\\<>&|$]")
 MARKUP = re.compile(r"[`*~\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -89,16 +70,9 @@ class Markdown(str):
     __slots__ = ()
 
 
-def scrub(text: str) -> str:
-    """Return ``text`` without Hub tokens and without absolute paths (POSIX, Windows, home)."""
-    return TOKEN.sub("(token removed)", PATH.sub("(path removed)", text))
-
-
 def _clean(value: object) -> str:
     """Return ``value`` as one short line of visible characters, scrubbed."""
-    kinds = ((character, unicodedata.category(character)) for character in str(value))
-    seen = "".join(" " if kind in SPACING else character for character, kind in kinds if kind not in UNSEEN)
-    text = scrub(" ".join(seen.split()))
+    text = one_line(str(value))
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
@@ -147,6 +121,11 @@ def _number(value: float | None) -> Markdown:
     return Markdown(re.sub(r"e([+-])0", r"e\1", f"{value:#.3g}").rstrip("."))
 
 
+def _percent(share: float | None) -> Markdown:
+    """Return a share in per cent with three significant digits."""
+    return _number(None) if share is None else Markdown(f"{_number(100 * share)} %")
+
+
 def _listed(items: Iterable[object]) -> Markdown:
     """Return ``a, b and c``, each escaped unless it is Markdown already."""
     *rest, last = [item if isinstance(item, Markdown) else escape(item) for item in items]
@@ -169,11 +148,7 @@ def _weight(weight: Weight) -> Markdown:
 
 def _hub_id(text: str | None) -> Markdown | None:
     """Return ``text`` if it can be an id on the Hub; such a text needs no escaping."""
-    try:
-        validate_repo_id(text or "")
-    except HFValidationError:
-        return None
-    return Markdown(text) if text and text == scrub(text) else None
+    return Markdown(text) if text and HUB_ID.fullmatch(text) and text == scrub(text) else None
 
 
 def _link(repo_id: str, commit: str | None = None, subfolder: str = "") -> Markdown:
@@ -233,6 +208,33 @@ def _described(method: Method | None) -> dict[str, Any] | None:
         "does": f"returns {rest}" if verb == "Return" else f"is described as: {method.summary}",
         "paper": Markdown(method.paper) if re.fullmatch(r"\d{4}\.\d{4,5}", method.paper) else None,
     }
+
+
+def _exact(record: MergeRecord) -> Markdown:
+    """Return what the composite is measured against, in words."""
+    if len(record.parents) == 1:
+        weighted = "" if record.parents[0].weight == 1.0 else "weighted "
+        return Markdown(f"the {weighted}delta of its parent")
+    method = _method(record)
+    is_older = "losses" not in record.proof  # and measured every composite against the weighted sum
+    if is_older or method is None or method.coefficients is None or list(method.coefficients(*ALIKE)) == ALIKE[0]:
+        return Markdown("the exact weighted sum of the deltas")
+    return Markdown("the exact combination of the deltas")
+
+
+def _ranks(record: MergeRecord) -> tuple[list[int], list[Markdown]] | None:
+    """Return the smallest and the largest rank, and how many modules have which; ``None`` where all have one."""
+    counts = {int(rank): int(count) for rank, count in record.output.get("ranks", {}).items()}
+    if not counts:
+        return None
+    told = [Markdown(f"{rank} in {_counted(count, 'module')}") for rank, count in sorted(counts.items())]
+    return sorted({min(counts), max(counts)}), told
+
+
+def _losses(record: MergeRecord) -> Sequence[Mapping[str, Any]]:
+    """Return the modules that a truncation took most from."""
+    losses: Sequence[Mapping[str, Any]] = record.proof.get("losses", [])
+    return losses if record.recipe.rank is not None else []
 
 
 def _verdict(record: MergeRecord) -> LicenseVerdict:
@@ -322,6 +324,7 @@ def _machine_readable(record: MergeRecord, verdict: LicenseVerdict) -> dict[str,
         "method": {
             "name": _method_name(record),
             "rank": recipe.rank,
+            "energy": recipe.energy,
             "options": dict(_options(record)),
             "seed": recipe.seed,
         },
@@ -376,6 +379,7 @@ def _environment() -> jinja2.Environment:
         "fenced": _fenced,
         "listed": _listed,
         "number": _number,
+        "percent": _percent,
         "source": _source,
         "weight": _weight,
     }
@@ -409,6 +413,9 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
         "method_name": _method_name(record),
         "method": _described(_method(record)),
         "options": _options(record),
+        "exact": _exact(record),
+        "ranks": _ranks(record),
+        "losses": _losses(record),
         "matrix": _matrix(record.scores),
         "pairs": _most_alike(pairs),
         "shared_starts": [
@@ -441,7 +448,6 @@ def render_card(record: MergeRecord, *, repo_id: str | None = None, picture: str
 
 # --- an existing card -------------------------------------------------------------------------------------------------
 
-FRONT_MATTER = re.compile(r"\A\s*---\n(.*?)(?:\n|(?<=\A---\n))---[ \t]*(?:\n|\Z)", re.DOTALL)
 GENERATED = re.compile(rf"^{START}[ \t]*$.*?^{END}[ \t]*$", re.DOTALL | re.MULTILINE)
 MARKER = re.compile(rf"^(?:{START}|{END})[ \t]*\n?", re.MULTILINE)
 
@@ -459,8 +465,8 @@ def update_card(existing: str, new: str) -> str:
     Raises:
         HubMergeError: The metadata of ``existing`` is not a YAML mapping.
     """
-    old_data, old_body = _split(existing)
-    new_data, new_body = _split(new)
+    old_data, old_body = split_front_matter(existing)
+    new_data, new_body = split_front_matter(new)
     generated = new_body.strip()
     if GENERATED.search(old_body):
         body = GENERATED.sub(lambda _: generated, old_body, count=1).strip("\n")
@@ -478,28 +484,11 @@ def published_card(published: str, local: str) -> str:
     Raises:
         HubMergeError: The metadata of one of them is not a YAML mapping.
     """
-    _, body = _split(local)
+    _, body = split_front_matter(local)
     if not GENERATED.sub("", body, count=1).strip():
         return update_card(published, local)
-    data = _updated(_split(published)[0], _split(local)[0])
+    data = _updated(split_front_matter(published)[0], split_front_matter(local)[0])
     return f"---\n{_to_yaml(data)}---\n\n{body.strip()}\n"
-
-
-def _split(card: str) -> tuple[dict[str, Any], str]:
-    text = card.removeprefix("\ufeff").replace("\r\n", "\n")
-    found = FRONT_MATTER.match(text)
-    if found is None:
-        return {}, text
-    try:
-        data = yaml.safe_load(found[1])
-    except yaml.YAMLError as error:
-        raise HubMergeError(
-            f"The metadata of the existing README.md is not valid YAML: {error}", remedy="Mend or remove it."
-        ) from error
-    data = {} if data is None else data
-    if not isinstance(data, dict):
-        raise HubMergeError("The metadata of the existing README.md is not a mapping.", remedy="Mend or remove it.")
-    return data, text[found.end() :]
 
 
 def _updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

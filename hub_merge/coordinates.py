@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from hub_merge.adapter import Array, LoraFactors
+from hub_merge.adapter import LoraFactors
 from hub_merge.elementwise import Merge, Rule, Seed, Values, apply_rule, seeds_of
 from hub_merge.gram import NULL, Float64, Stack, best_rank_k, orthonormal, result_dtype, stack
 
@@ -43,8 +43,8 @@ class CoreSpace:
 
     Attributes:
         stacked: The adapters' rank-one pieces.
-        left: Coefficients of the left basis, ``(R, p)``: ``stacked.B @ left`` has orthonormal columns.
-        right: Coefficients of the right basis, ``(q, R)``: ``right @ stacked.A`` has orthonormal rows.
+        left: Coefficients of the left basis, ``(R, p)``: ``stacked.left(left)`` has orthonormal columns.
+        right: Coefficients of the right basis, ``(q, R)``: ``stacked.right(right)`` has orthonormal rows.
         M: The deltas in these bases, without weights, ``(T, p, q)``; p and q are at most R.
     """
 
@@ -54,14 +54,14 @@ class CoreSpace:
     M: Float64
 
     def lift(self, M: Float64, rank: int | None = None) -> LoraFactors:
-        """Return the factors of ``U M V``: exact, or the closest of at most ``rank``; balanced, float64.
+        """Return the factors of ``U M V``: exact, or the closest of at most ``rank``; balanced.
 
         Args:
             M: A matrix in these bases, ``(p, q)``.
             rank: Largest rank; the numerical rank of ``M`` by default.
         """
         core = _truncated(M, rank)
-        return LoraFactors(core.A @ self.right @ self.stacked.A, self.stacked.B @ (self.left @ core.B))
+        return LoraFactors(self.stacked.right(core.A @ self.right), self.stacked.left(self.left @ core.B))
 
 
 def _truncated(matrix: Float64, rank: int | None) -> LoraFactors:
@@ -121,8 +121,7 @@ def core_space(parts: Sequence[LoraFactors], basis: Basis = "deltas") -> CoreSpa
         rows = np.concatenate([v * np.sqrt(s) for _, s, v in triplets], axis=1)
     else:
         columns, rows = _as_given(parts, joint)
-    left = _oriented(joint.stacked.B, joint.Wb, _left_singular(columns))
-    right = _oriented(joint.stacked.A.T, joint.Wa, _left_singular(rows))
+    left, right = _oriented_left(joint, _left_singular(columns)), _oriented_right(joint, _left_singular(rows))
     M = [(left.T @ a) @ (b @ right) for a, b in zip(joint.lefts, joint.rights, strict=True)]
     return CoreSpace(joint.stacked, joint.Wb @ left, (joint.Wa @ right).T, np.stack(M))
 
@@ -155,10 +154,25 @@ def _left_singular(columns: Float64) -> Float64:
     return kept
 
 
-def _oriented(tall: Array, W: Float64, basis: Float64) -> Float64:
-    """Return ``basis`` with each sign such that the full vector, ``tall @ W @ basis``, leans to a fixed direction."""
-    probe = np.cos(np.arange(len(tall), dtype=np.float64))
-    return basis * np.where((probe @ tall) @ W @ basis < 0, -1.0, 1.0)
+def _oriented_left(joint: _Joint, basis: Float64) -> Float64:
+    """Return ``basis`` with each sign such that the full vector, ``B @ Wb @ basis``, leans to a fixed direction."""
+    pieces = joint.stacked.pieces
+    return _leaning((_probe(len(pieces.B)) @ pieces.B) / pieces.norms_b, joint.Wb, basis)
+
+
+def _oriented_right(joint: _Joint, basis: Float64) -> Float64:
+    """Return ``basis`` with each sign such that the full vector, ``A.T @ Wa @ basis``, leans to a fixed direction."""
+    pieces = joint.stacked.pieces
+    return _leaning((pieces.A @ _probe(pieces.A.shape[1])) / pieces.norms_a, joint.Wa, basis)
+
+
+def _probe(length: int) -> Float64:
+    """Return the fixed direction."""
+    return np.cos(np.arange(length, dtype=np.float64))
+
+
+def _leaning(along: Float64, W: Float64, basis: Float64) -> Float64:
+    return basis * np.where(along @ W @ basis < 0, -1.0, 1.0)
 
 
 # --- merging entry by entry -------------------------------------------------------------------------------------------
@@ -254,16 +268,16 @@ def _in_knots(
     joint = _joint(parts)
     triplets = [_svd(left, right) for left, right in zip(joint.lefts, joint.rights, strict=True)]
     columns = np.concatenate([u * s for u, s, _ in triplets], axis=1)
-    left = _oriented(joint.stacked.B, joint.Wb, _left_singular(columns))
+    left = _oriented_left(joint, _left_singular(columns))
     if not left.size:
         return LoraFactors.empty(parts[0].shape)
-    A = joint.stacked.A.astype(np.float64, copy=False)
+    A = joint.stacked.pieces.A / joint.stacked.pieces.norms_a[:, None]
     rights = [A[joint.stacked.owner == i] for i in range(len(parts))]
     floors = _floors(joint.stacked, len(parts))
     values = _products([left.T @ own for own in joint.lefts], rights, seeds, block_rows, floors)
     merge = rule(values, np.asarray(weights))
     P = np.concatenate([merge(start, block) for start, block in values.blocks()])
-    return best_rank_k(stack([LoraFactors(P, joint.stacked.B @ (joint.Wb @ left))]), rank)
+    return best_rank_k(stack([LoraFactors(P, joint.stacked.left(joint.Wb @ left))]), rank)
 
 
 def _in_delta(

@@ -7,6 +7,7 @@ HubMergeError                  problem + remedy; the base of all others
 │   └── UnsupportedAdapter     the files are sound, but not a LoRA this version can merge
 ├── HubUnavailable             the Hub did not answer, or refused for now (time-outs, rate limits, offline)
 ├── IncompatibleAdapters       the adapters do not fit together; carries the whole report
+├── BudgetExceeded             more rank, bytes, adapters or disk than a limit allows; the remedy says how to raise it
 ├── RecipeError                a recipe, weight, option or reference that cannot be understood
 ├── MergeError                 a merge that cannot be carried out as asked
 │   └── UnknownMethod          no method of that name is registered
@@ -28,6 +29,7 @@ __all__ = [
     "AdapterError",
     "AdapterFormatError",
     "AdapterNotFound",
+    "BudgetExceeded",
     "HubMergeError",
     "HubUnavailable",
     "IncompatibleAdapters",
@@ -83,6 +85,10 @@ class IncompatibleAdapters(HubMergeError):
             remedy="Leave out or repair the adapters named, or overrule where a finding says how.",
         )
         self.report = report
+
+
+class BudgetExceeded(HubMergeError):
+    """More rank, bytes, adapters or disk than a limit allows."""
 
 
 class RecipeError(HubMergeError):

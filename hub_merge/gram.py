@@ -2,14 +2,15 @@
 
 For stacked factors, ``A`` of shape ``(R, in)`` and ``B`` of shape ``(out, R)``, the two R x R matrices ``A Aᵀ`` and
 ``Bᵀ B`` hold everything that norms, cosines, angles and the best low-rank approximation need. They are formed in
-float64 after the rows of A and the columns of B were scaled to unit length, the lengths being kept aside: without that,
-factors graded over many orders of magnitude would lose their small parts.
+float64 and brought to unit rows of A and unit columns of B, the lengths being kept aside: without that, factors graded
+over many orders of magnitude would lose their small parts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,59 +19,144 @@ from hub_merge.adapter import Array, LoraFactors
 
 __all__ = [
     "Float64",
+    "Parts",
+    "Pieces",
     "Stack",
+    "at_unit_length",
     "best_rank_k",
+    "column_products",
     "combined_products",
+    "cross_products",
     "inner_products",
     "orthonormal",
     "result_dtype",
+    "row_products",
     "singular_values",
     "stack",
 ]
 
 Float64 = NDArray[np.float64]
 
+BLOCK = 2048
+"""Features of a factor that are widened to float64 at a time."""
+
 NULL = 1e-14
 """Eigenvalues of a Gram matrix of unit vectors below ``NULL * largest`` are rounding, not directions."""
+
+
+class Parts(tuple[LoraFactors, ...]):
+    """The factors of one module, whose Gram matrices are formed once, at first need, for all who ask for them."""
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """The factors side by side."""
+        return _side_by_side(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pieces:
+    """Several updates of one module side by side, as they are stored.
+
+    Attributes:
+        A: Rows, ``(R, in)`` float32 or float64.
+        B: Columns, ``(out, R)``.
+        norms_a: Lengths of the rows, ``(R,)``; 1 for a zero row.
+        norms_b: Lengths of the columns, ``(R,)``; 1 for a zero column.
+        gram_a: Inner products of the rows at unit length, ``(R, R)``.
+        gram_b: Inner products of the columns at unit length, ``(R, R)``.
+    """
+
+    A: Array
+    B: Array
+    norms_a: Float64
+    norms_b: Float64
+    gram_a: Float64
+    gram_b: Float64
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stack:
     """Several updates of one module side by side: ``sum_i weights[i] * delta_i = B @ diag(lengths) @ A``.
 
+    A and B are here the stored factors with unit rows and unit columns; ``left`` and ``right`` multiply with them.
+
     Attributes:
-        A: Unit rows, ``(R, in)`` float32 or float64; a zero row stays zero.
-        B: Unit columns, ``(out, R)``.
+        pieces: The factors as they are stored.
         lengths: Signed magnitude of each rank-one piece, ``(R,)``: weight x scaling x ‖a‖ x ‖b‖.
         gram_a: ``A @ A.T``, ``(R, R)``.
         gram_b: ``B.T @ B``, ``(R, R)``.
         owner: Index of the update that each piece belongs to, ``(R,)``.
     """
 
-    A: Array
-    B: Array
+    pieces: Pieces
     lengths: Float64
     gram_a: Float64
     gram_b: Float64
     owner: NDArray[np.intp]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape ``(out, in)`` of the updates."""
+        return self.pieces.B.shape[0], self.pieces.A.shape[1]
+
+    def left(self, P: Float64, rows: slice = slice(None)) -> Array:
+        """Return ``(B @ P)[rows]`` for P of shape ``(R, n)``, float32 if the factors are."""
+        return self.pieces.B[rows] @ (P / self.pieces.norms_b[:, None]).astype(self.pieces.B.dtype)
+
+    def right(self, Q: Float64) -> Array:
+        """Return ``Q @ A`` for Q of shape ``(n, R)``, float32 if the factors are."""
+        return (Q / self.pieces.norms_a).astype(self.pieces.A.dtype) @ self.pieces.A
 
 
 def stack(parts: Sequence[LoraFactors], weights: Sequence[float] | None = None) -> Stack:
     """Return the parts of one module side by side, with their Gram matrices.
 
     Args:
-        parts: Factors of one ``(out, in)`` shape. Not modified.
+        parts: Factors of one ``(out, in)`` shape. Not modified. ``Parts`` keep their Gram matrices for the next call.
         weights: One number a part, 1.0 by default; goes into ``lengths``.
     """
     weights = [1.0] * len(parts) if weights is None else weights
-    A = np.concatenate([part.A.astype(np.float64) for part in parts], axis=0)
-    B = np.concatenate([part.B.astype(np.float64) for part in parts], axis=1)
-    norms_a, norms_b = np.linalg.norm(A, axis=1), np.linalg.norm(B, axis=0)
-    A /= np.where(norms_a > 0, norms_a, 1.0)[:, None]
-    B /= np.where(norms_b > 0, norms_b, 1.0)
+    pieces = parts.pieces if isinstance(parts, Parts) else _side_by_side(parts)
     ranks = [part.rank for part in parts]
     factor = np.repeat([weight * part.scaling for weight, part in zip(weights, parts, strict=True)], ranks)
-    return Stack(A, B, factor * norms_a * norms_b, A @ A.T, B.T @ B, np.repeat(np.arange(len(parts)), ranks))
+    alive = (np.diag(pieces.gram_a) > 0) & (np.diag(pieces.gram_b) > 0)
+    lengths = np.where(alive, factor * pieces.norms_a * pieces.norms_b, 0.0)
+    return Stack(pieces, lengths, pieces.gram_a, pieces.gram_b, np.repeat(np.arange(len(parts)), ranks))
+
+
+def _side_by_side(parts: Sequence[LoraFactors]) -> Pieces:
+    dtype = result_dtype(parts)
+    A: Array = np.concatenate([part.A for part in parts], axis=0, dtype=dtype)
+    B: Array = np.concatenate([part.B for part in parts], axis=1, dtype=dtype)
+    norms_a, gram_a = at_unit_length(row_products(A, A))
+    norms_b, gram_b = at_unit_length(column_products(B, B))
+    return Pieces(A, B, norms_a, norms_b, gram_a, gram_b)
+
+
+def row_products(X: Array, Y: Array) -> Float64:
+    """Return ``X @ Y.T`` in float64, a block at a time, so that no wide copy of a whole factor is made."""
+    products = np.zeros((len(X), len(Y)))
+    for start in range(0, X.shape[1], BLOCK):
+        wide = X[:, start : start + BLOCK].astype(np.float64, copy=False)
+        products += wide @ (wide if X is Y else Y[:, start : start + BLOCK].astype(np.float64, copy=False)).T
+    return products
+
+
+def column_products(X: Array, Y: Array) -> Float64:
+    """Return ``X.T @ Y`` in float64, a block at a time."""
+    products = np.zeros((X.shape[1], Y.shape[1]))
+    for start in range(0, len(X), BLOCK):
+        wide = X[start : start + BLOCK].astype(np.float64, copy=False)
+        products += wide.T @ (wide if X is Y else Y[start : start + BLOCK].astype(np.float64, copy=False))
+    return products
+
+
+def at_unit_length(products: Float64) -> tuple[Float64, Float64]:
+    """Return the lengths of the vectors that have these inner products, 1 for a zero vector, and the products at unit
+    length. Scaling a Gram matrix afterwards loses no more than scaling the vectors before."""
+    lengths = np.sqrt(np.diag(products))
+    norms = np.where(lengths > 0, lengths, 1.0)
+    return norms, products / np.outer(norms, norms)
 
 
 def inner_products(stacked: Stack, count: int) -> Float64:
@@ -80,9 +166,22 @@ def inner_products(stacked: Stack, count: int) -> Float64:
     pieces cancel to rounding counts as zero.
     """
     pieces = stacked.gram_a * stacked.gram_b * np.outer(stacked.lengths, stacked.lengths)
-    member = np.zeros((count, len(stacked.owner)))
-    member[stacked.owner, np.arange(len(stacked.owner))] = 1.0
-    return _combined(pieces, member, np.abs(stacked.lengths))
+    return _combined(pieces, _membership(stacked, count), np.abs(stacked.lengths))
+
+
+def cross_products(x: Stack, y: Stack, counts: tuple[int, int]) -> Float64:
+    """Return the Frobenius inner products of the updates of two stacks of one module, ``counts``; see above."""
+    gram_a, gram_b = row_products(x.pieces.A, y.pieces.A), column_products(x.pieces.B, y.pieces.B)
+    norms = np.outer(x.pieces.norms_a * x.pieces.norms_b, y.pieces.norms_a * y.pieces.norms_b)
+    products = gram_a * gram_b / norms * np.outer(x.lengths, y.lengths)
+    summed: Float64 = _membership(x, counts[0]) @ products @ _membership(y, counts[1]).T
+    return summed
+
+
+def _membership(stacked: Stack, count: int) -> Float64:
+    """Return which piece belongs to which update, ``(count, R)`` of zeros and ones."""
+    member: Float64 = (stacked.owner == np.arange(count)[:, None]).astype(np.float64)
+    return member
 
 
 def combined_products(products: Float64, rows: Float64) -> Float64:
@@ -128,7 +227,7 @@ def singular_values(stacked: Stack) -> Float64:
 
 
 def best_rank_k(stacked: Stack, rank: int) -> LoraFactors:
-    """Return the update of at most ``rank`` that is closest to the sum in Frobenius norm (Eckart and Young), float64.
+    """Return the update of at most ``rank`` that is closest to the sum in Frobenius norm (Eckart and Young).
 
     Both factors get the square roots of the singular values, so ``Bᵀ B == A Aᵀ``. Pieces beyond the numerical rank
     are left out, so the result may have a smaller rank.
@@ -137,7 +236,7 @@ def best_rank_k(stacked: Stack, rank: int) -> LoraFactors:
     keep = min(rank, int(np.count_nonzero(S > NULL * (S[0] if len(S) else 0.0))))
     roots = np.sqrt(S[:keep])
     left, right = Wb @ (U[:, :keep] * roots), (roots[:, None] * Vt[:keep]) @ Wa.T
-    return LoraFactors(right @ stacked.A, stacked.B @ left)
+    return LoraFactors(stacked.right(right), stacked.left(left))
 
 
 def result_dtype(parts: Sequence[LoraFactors]) -> type[np.float32] | type[np.float64]:

@@ -13,6 +13,7 @@ __all__ = [
     "PUBLISHED_FILES",
     "RECIPE_FILE",
     "RECORD_FILE",
+    "TOKENIZER_FILES",
     "WEIGHTS_FILE",
 ]
 
@@ -29,6 +30,9 @@ FILE_FORMATS = ("peft", "kohya", "diffusers", "mlx")
 
 COMPONENT_KEY = "hub_merge.component"
 """Key in the header of the weights, under which a file for one model of a pipeline names that model."""
+
+TOKENIZER_FILES = ("tokenizer_config.json", "added_tokens.json")
+"""Files that tell which tokens an adapter's tokenizer adds to or marks in the vocabulary."""
 
 RECORD_FILE = "hub_merge.json"
 """The record, by which a folder or repository is known to be made by this package."""

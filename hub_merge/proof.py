@@ -17,24 +17,38 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 
-from hub_merge.adapter import Adapter, LoraFactors
+from hub_merge.adapter import Adapter, Array, LoraFactors
 from hub_merge.composite import Composite
 from hub_merge.formats.output import get_format
-from hub_merge.formats.peft import covered, parse_config
-from hub_merge.gram import Float64, combined_products, inner_products, stack
+from hub_merge.formats.peft import covered, parse_config, rank_fields
+from hub_merge.gram import (
+    Float64,
+    Parts,
+    Stack,
+    combined_products,
+    cross_products,
+    inner_products,
+    result_dtype,
+    stack,
+)
 from hub_merge.layout import CONFIG_FILE
-from hub_merge.methods.sum import concatenated
+from hub_merge.methods.sum import combination
 from hub_merge.parallel import map_modules
+from hub_merge.scores import ModuleScores, Scoring, modules_of, parents_of
 
-__all__ = ["Check", "Proof", "Retention", "difference", "prove"]
+__all__ = ["Check", "Loss", "Proof", "Retention", "difference", "prove"]
 
 TOLERANCES = {"float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
 """Largest relative error that rounding both factors to a dtype explains, with some room."""
 
-PLAIN_FIELDS = (
-    "rank_pattern alpha_pattern use_rslora use_dora bias modules_to_save layers_to_transform exclude_modules".split()
-)
+PLAIN_FIELDS = "use_rslora use_dora bias modules_to_save layers_to_transform exclude_modules".split()
 """Fields of the config that a composite leaves empty."""
+
+LONGEST_VALUE = 200
+"""Characters of a field of the config that are quoted."""
+
+MOST_LOSSES = 5
+"""Modules that are named with what they lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +76,23 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """What one module lacks of the exact combination of the parents' deltas.
+
+    Attributes:
+        module: Its name.
+        rank: Its rank in the composite.
+        lost: Squared distance to the exact combination over the squared norm of that; ``None`` where that is zero.
+        share: Share of the squared distance of the whole composite, [0, 1].
+    """
+
+    module: str
+    rank: int
+    lost: float | None
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
     """What re-reading the written file showed.
 
@@ -74,8 +105,10 @@ class Proof:
         worst_module: The module that has it.
         modules: Number of modules compared.
         reference: ``definition`` (the weighted sum of the parents' factors) or ``recomputed`` (the method run again).
-        distance_to_sum: Relative Frobenius distance of the whole composite to the exact weighted sum.
-        energy_kept: Squared norm of the composite over that of the exact weighted sum.
+        distance_to_sum: Relative Frobenius distance of the whole composite to the exact linear combination of the
+            parents' deltas that the method makes without a rank; for a method that makes none, to the weighted sum.
+        energy_kept: Squared norm of the composite over that of the same combination.
+        losses: The modules that lack most of it, at most five; none where all that lacks is rounding.
         retention: Per parent.
         checks: Everything that was looked at.
     """
@@ -88,6 +121,7 @@ class Proof:
     reference: Literal["definition", "recomputed"]
     distance_to_sum: float | None
     energy_kept: float | None
+    losses: tuple[Loss, ...]
     retention: tuple[Retention, ...]
     checks: tuple[Check, ...]
 
@@ -100,17 +134,31 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Measured:
+    """What one module adds.
+
+    Attributes:
+        module: Its name.
+        error: Relative error of the written delta against the wanted one.
+        distance: Norm of the difference between the written delta and the exact combination.
+        squares: Squared norms of the written delta, the wanted one, the exact one and each parent, ``(3 + T,)``.
+        along: Inner products of the written and of the wanted delta with each parent, ``(2, T)``.
+    """
+
     module: str
     error: float
     distance: float
-    products: Float64
-    """Inner products of the written delta, the wanted one, the exact sum and each parent, in this order."""
+    squares: Float64
+    along: Float64
 
 
 def prove(
-    folder: Path, written: Adapter, asked: Composite, progress: Callable[[str], None] = lambda module: None
+    folder: Path,
+    written: Adapter,
+    asked: Composite,
+    progress: Callable[[str], None] = lambda module: None,
+    scoring: Scoring | None = None,
 ) -> Proof:
     """Return what comparing the file in ``folder`` with the recipe shows.
 
@@ -119,45 +167,78 @@ def prove(
         written: The same, opened.
         asked: The merge that it should be.
         progress: Called with each module's name when it is compared.
+        scoring: Sees the parents' factors of every module too, while they are at hand.
     """
     dtype = next(iter(written.modules.values())).dtype if written.modules else asked.dtype
     tolerance = TOLERANCES.get(dtype, TOLERANCES["float32"])
     checks = _structure_checks(folder, written, asked)
     measured: list[_Measured] = []
     if all(check.passed for check in checks):
-        for entry in map_modules(lambda module: _measure(module, written, asked), asked.modules):
-            measured.append(entry)
-            progress(entry.module)
-    worst = max(measured, key=lambda entry: entry.error, default=None)
-    products = sum((entry.products for entry in measured), _left_out(asked))
+        measured.extend(_visit_modules(written, asked, progress, scoring))
+    compared = [entry for entry in measured if entry.module in asked.modules]
+    worst = max(compared, key=lambda entry: entry.error, default=None)
+    squares = sum((entry.squares for entry in measured), np.zeros(3 + len(asked.parents)))
+    along = sum((entry.along for entry in measured), np.zeros((2, len(asked.parents))))
     retention = tuple(
-        Retention(
-            parent.name,
-            _ratio(products[0, 3 + i], products[3 + i, 3 + i]),
-            _ratio(products[1, 3 + i], products[3 + i, 3 + i]),
-        )
+        Retention(parent.name, _ratio(along[0, i], squares[3 + i]), _ratio(along[1, i], squares[3 + i]))
         for i, parent in enumerate(asked.parents)
     )
     if worst is not None:
-        norms = np.sqrt(np.maximum(np.diag(products), 0.0))
+        norms = np.sqrt(np.maximum(squares, 0.0))
         detail = f"largest relative error {worst.error:.3g} in {worst.module}, at most {tolerance:g} accepted"
         checks = (
             *checks,
             Check("delta", worst.error <= tolerance, detail),
             Check("retention", _as_predicted(retention, norms, tolerance), "each parent's share is what was predicted"),
         )
-    distance = math.sqrt(sum(entry.distance**2 for entry in measured))
+    distance = math.sqrt(sum(entry.distance**2 for entry in compared))
+    distance_to_sum = _ratio(distance, math.sqrt(max(squares[2], 0.0)))
     return Proof(
         passed=all(check.passed for check in checks),
         tolerance=tolerance,
         max_error=worst.error if worst else None,
         worst_module=worst.module if worst else None,
-        modules=len(measured),
+        modules=len(compared),
         reference="definition" if asked.is_linear else "recomputed",
-        distance_to_sum=_ratio(distance, math.sqrt(max(products[2, 2], 0.0))),
-        energy_kept=_ratio(products[0, 0], products[2, 2]),
+        distance_to_sum=distance_to_sum,
+        energy_kept=_ratio(squares[0], squares[2]),
+        losses=_losses(compared, asked) if (distance_to_sum or 0.0) > tolerance else (),
         retention=retention,
         checks=checks,
+    )
+
+
+def _visit_modules(
+    written: Adapter, asked: Composite, progress: Callable[[str], None], scoring: Scoring | None
+) -> Iterator[_Measured]:
+    """Measure every module of the parents, also those that the composite lacks because every weight there is zero."""
+
+    def visit(module: str) -> tuple[_Measured, ModuleScores | None]:
+        parents = parents_of(asked.parents, module)
+        measured = _measure(module, parents, written, asked) if module in asked.modules else _left_out(module, parents)
+        return measured, None if scoring is None else scoring.measure(module, parents)
+
+    for measured, scores in map_modules(visit, modules_of(asked.parents)):
+        if scoring is not None and scores is not None:
+            scoring.add(scores)
+        yield measured
+        if measured.module in asked.modules:
+            progress(measured.module)
+
+
+def _losses(measured: Sequence[_Measured], asked: Composite) -> tuple[Loss, ...]:
+    """Return the modules that lack most of the exact combination, largest part first."""
+    total = sum(entry.distance**2 for entry in measured)
+    most = sorted(measured, key=lambda entry: (-entry.distance, entry.module))[:MOST_LOSSES]
+    return tuple(
+        Loss(
+            entry.module,
+            asked.modules[entry.module].rank,
+            lost=_ratio(entry.distance**2, entry.squares[2]),
+            share=entry.distance**2 / total,
+        )
+        for entry in most
+        if entry.distance
     )
 
 
@@ -203,7 +284,7 @@ def _peft_checks(folder: Path, written: Adapter, asked: Composite, findings: Seq
     listed = targets if isinstance(targets, list) else []
     untargeted = [module for module in written.modules if not covered(module, listed)]
     problems = [*_config_problems(config, asked), *findings]
-    yield Check("config", not problems, "; ".join(problems) or "one rank, alpha equals rank, no variant")
+    yield Check("config", not problems, "; ".join(problems) or f"{_ranks(asked)}, alpha equals rank, no variant")
     yield Check("targets", not untargeted, _listed(("that target_modules does not select", untargeted)))
 
 
@@ -219,16 +300,25 @@ def _listed(*groups: tuple[str, Collection[str]]) -> str:
     )
 
 
+def _ranks(asked: Composite) -> str:
+    return "one rank" if asked.uniform_rank else "a rank for each module"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
 def _config_problems(config: Mapping[str, Any], asked: Composite) -> Iterator[str]:
     """Tell which fields make a loader see another delta, or put it into another base, than was asked for."""
     wanted = {
-        "lora_alpha": config.get("r"),
+        **rank_fields(asked.modules, asked.uniform_rank),
         "fan_in_fan_out": asked.fan_in_fan_out,
         "base_model_name_or_path": asked.base_model,
     }
     for field, value in wanted.items():
         if config.get(field) != value:
-            yield f"{field} is {config.get(field)!r}, expected {value!r}"
+            yield f"{field} is {_brief(config.get(field))}, expected {_brief(value)}"
     for field in PLAIN_FIELDS:
         if config.get(field) not in (None, False, "none", "", [], {}):
             yield f"{field} is {config[field]!r}, expected none"
@@ -247,62 +337,49 @@ def _parser_check(path: Path, tensors: int) -> Check:
 # --- deltas -----------------------------------------------------------------------------------------------------------
 
 
-def _measure(module: str, written: Adapter, asked: Composite) -> _Measured:
-    shape = asked.modules[module].shape
-    parts, weights = asked.parts(module)
-    parents = [
-        part if weight else parent.factors(module, shape)
-        for parent, part, weight in zip(asked.parents, parts, weights, strict=True)
-    ]
-    coefficients = asked.coefficients(weights, parts) if asked.is_linear else None
-    if coefficients is None:
-        wanted = asked.factors(module)
-    else:
-        wanted = concatenated([part.astype(np.float64) for part in parts], coefficients)
+def _measure(module: str, parents: Parts, written: Adapter, asked: Composite) -> _Measured:
+    """Compare the written delta of ``module`` with the wanted one."""
+    parts, weights = asked.parts(module, parents)
+    count = len(parents)
+    coefficients = list(asked.coefficients(weights, parts))
+    wanted = combination(parts, coefficients) if asked.is_linear else asked.merged(module, parents)
     got = _trimmed(written.factors(module), wanted.rank)
-    products = _products([got, wanted] if coefficients is None else [got], coefficients, weights, parents)
-    went_in = math.sqrt(sum((w**2) * products[3 + i, 3 + i] for i, w in enumerate(weights)))
-    scale = max(math.sqrt(max(products[1, 1], 0.0)), went_in)
+    stacked = stack(parents)
+    own = inner_products(stacked, count)
+    combined = combined_products(own, np.concatenate([[coefficients], np.eye(count)]))
+    exact = float(combined[0, 0])
     apart = difference(got, wanted)
-    error = math.inf if math.isnan(apart) else apart / (scale or 1.0)
-    to_sum = math.sqrt(max(products[0, 0] - 2 * products[0, 2] + products[2, 2], 0.0))
-    is_sum = coefficients is not None and list(coefficients) == list(weights)
-    return _Measured(module, error, apart if is_sum else to_sum, products)
-
-
-def _products(
-    deltas: Sequence[LoraFactors],
-    coefficients: Sequence[float] | None,
-    weights: Sequence[float],
-    parents: Sequence[LoraFactors],
-) -> Float64:
-    """Return the inner products of ``_Measured``.
-
-    Args:
-        deltas: The written delta, and the wanted one unless ``coefficients`` make it from the parents.
-        coefficients: Of the wanted delta, if it is a linear combination of the parents.
-        weights: Of the exact sum.
-        parents: Their factors.
-    """
-    first, count = len(deltas), len(parents)
-    rows = np.zeros((3 + count, first + count))
-    rows[0, 0] = 1.0
-    if coefficients is None:
-        rows[1, 1] = 1.0
+    if asked.is_linear:
+        along, squares = combined[:1, 1:], combined[:1, 0]
+        if apart:
+            along_got, squares_got = _against([got], stacked, count)
+            along, squares = np.concatenate([along_got, along]), np.concatenate([squares_got, squares])
+        else:
+            along, squares = np.repeat(along, 2, axis=0), np.repeat(squares, 2)
     else:
-        rows[1, first:] = coefficients
-    rows[2, first:] = weights
-    rows[3:, first:] = np.eye(count)
-    return combined_products(inner_products(stack([*deltas, *parents]), first + count), rows)
+        along, squares = _against([got, wanted], stacked, count)
+    went_in = math.sqrt(sum((w**2) * own[i, i] for i, w in enumerate(weights)))
+    scale = max(math.sqrt(max(squares[1], 0.0)), went_in)
+    to_exact = squares[0] - 2 * float(along[0] @ coefficients) + exact
+    return _Measured(
+        module,
+        error=math.inf if math.isnan(apart) else apart / (scale or 1.0),
+        distance=apart if asked.is_linear else math.sqrt(max(to_exact, 0.0)),
+        squares=np.concatenate([squares, [exact], np.diag(own)]),
+        along=along,
+    )
 
 
-def _left_out(asked: Composite) -> Float64:
-    """Return the parents' own products in modules that the composite lacks because every weight there is zero."""
-    products = np.zeros((3 + len(asked.parents),) * 2)
-    for i, parent in enumerate(asked.parents):
-        for module in sorted(parent.modules.keys() - asked.modules.keys()):
-            products[3 + i, 3 + i] += inner_products(stack([parent.factors(module)]), 1)[0, 0]
-    return products
+def _against(deltas: Sequence[LoraFactors], stacked: Stack, count: int) -> tuple[Float64, Float64]:
+    """Return the inner products of ``deltas`` with each parent, ``(n, T)``, and their own squared norms, ``(n,)``."""
+    own = stack(deltas)
+    return cross_products(own, stacked, (len(deltas), count)), np.diag(inner_products(own, len(deltas)))
+
+
+def _left_out(module: str, parents: Parts) -> _Measured:
+    """Return what a module adds that the composite lacks: the parents' own norms."""
+    own = np.diag(inner_products(stack(parents), len(parents)))
+    return _Measured(module, 0.0, 0.0, np.concatenate([np.zeros(3), own]), np.zeros((2, len(parents))))
 
 
 def _trimmed(factors: LoraFactors, rank: int) -> LoraFactors:
@@ -317,8 +394,10 @@ def difference(x: LoraFactors, y: LoraFactors) -> float:
 
     For factors of one rank the difference is formed factor by factor, so that equal parts cancel exactly.
     """
-    Ax, Ay = x.A.astype(np.float64), y.A.astype(np.float64)
-    Bx, By = x.scaling * x.B.astype(np.float64), y.scaling * y.B.astype(np.float64)
+    dtype = result_dtype([x, y])  # exact for both
+    Ax: Array = x.A.astype(dtype, copy=False)
+    Ay: Array = y.A.astype(dtype, copy=False)
+    Bx, By = _scaled(x), _scaled(y)
     if x.rank != y.rank:
         pieces = LoraFactors(np.concatenate([Ax, Ay]), np.concatenate([Bx, -By], axis=1))
     elif np.array_equal(Ax, Ay):
@@ -328,3 +407,7 @@ def difference(x: LoraFactors, y: LoraFactors) -> float:
     else:
         pieces = LoraFactors(np.concatenate([Ax, Ax - Ay]), np.concatenate([Bx - By, By], axis=1))
     return math.sqrt(max(float(inner_products(stack([pieces]), 1)[0, 0]), 0.0))
+
+
+def _scaled(factors: LoraFactors) -> Float64:
+    return np.multiply(factors.B, factors.scaling, dtype=np.float64)

@@ -17,12 +17,22 @@ from typing import Any
 import numpy as np
 
 from hub_merge.adapter import Adapter, LoraFactors
-from hub_merge.gram import Float64, Stack, inner_products, orthonormal, stack
+from hub_merge.gram import Float64, Parts, Stack, inner_products, orthonormal, stack
 from hub_merge.parallel import map_modules
 from hub_merge.recipe import Weight, weight_for
 from hub_merge.spectra import ModuleSpectrum, Spectra, module_spectrum, summary
 
-__all__ = ["ModuleScore", "PairScore", "Scores", "score", "started_alike"]
+__all__ = [
+    "ModuleScore",
+    "ModuleScores",
+    "PairScore",
+    "Scores",
+    "Scoring",
+    "modules_of",
+    "parents_of",
+    "score",
+    "started_alike",
+]
 
 BLOCK_BYTES = 2**25
 """Most memory that the rows of all deltas take at once where signs are counted one by one."""
@@ -158,14 +168,110 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Module:
-    """What one module adds: inner products, scores by pair, and what was asked for beside them."""
+class ModuleScores:
+    """What one module adds to the scores.
+
+    Attributes:
+        name: Its name.
+        products: Inner products of the deltas, ``(T, T)``.
+        pairs: Overlap by pair of adapters that both have the module.
+        spectrum: Singular values, where asked for.
+        signs: Counts of ``_count_signs``, where asked for.
+    """
 
     name: str
     products: Float64
     pairs: Mapping[tuple[int, int], ModuleScore]
     spectrum: ModuleSpectrum | None
     signs: Float64 | None
+
+
+def modules_of(adapters: Sequence[Adapter]) -> list[str]:
+    """Return the names of all modules that any of ``adapters`` has, sorted."""
+    return sorted({module for adapter in adapters for module in adapter.modules})
+
+
+def parents_of(adapters: Sequence[Adapter], module: str) -> Parts:
+    """Return the factors of ``module`` of every adapter, of rank 0 for one that lacks it."""
+    shape = next(adapter.modules[module].shape for adapter in adapters if module in adapter.modules)
+    return Parts(adapter.factors(module, shape) for adapter in adapters)
+
+
+class Scoring:
+    """Scores in the making, one module after the other: ``measure`` in any thread, ``add`` in order."""
+
+    def __init__(
+        self,
+        adapters: Sequence[Adapter],
+        weights: Sequence[Weight] | None = None,
+        *,
+        spectra: bool = False,
+        exact_signs: bool = False,
+    ) -> None:
+        """Begin; see ``score`` for the arguments."""
+        self._adapters = adapters
+        self._weights = [1.0] * len(adapters) if weights is None else list(weights)
+        self._spectra, self._exact_signs = spectra, exact_signs
+        self._modules: list[ModuleScores] = []
+
+    def measure(self, module: str, parts: Parts) -> ModuleScores:
+        """Return what ``module`` adds.
+
+        Args:
+            module: Its name.
+            parts: Its factors, one an adapter.
+        """
+        stacked = stack(parts)
+        products = inner_products(stacked, len(parts))
+        present = [i for i, adapter in enumerate(self._adapters) if module in adapter.modules]
+        spectrum = None
+        if self._spectra:
+            weights = [weight_for(weight, module) for weight in self._weights]
+            spectrum = module_spectrum(stacked, products, weights)
+        return ModuleScores(
+            module,
+            products,
+            _score_pairs(stacked, products, present),
+            spectrum,
+            _count_signs(parts, products) if self._exact_signs else None,
+        )
+
+    def add(self, module: ModuleScores) -> None:
+        """Count ``module`` in."""
+        self._modules.append(module)
+
+    def result(self) -> Scores:
+        """Return the scores of all modules that were added."""
+        count = len(self._adapters)
+        total, signs, kept = np.zeros((count, count)), np.zeros((2, count, count)), np.zeros(count)
+        for found in self._modules:
+            total += found.products
+            kept += found.products @ [weight_for(weight, found.name) for weight in self._weights]
+            signs += 0.0 if found.signs is None else found.signs
+        norms = np.sqrt(np.diag(total))
+        pairs = tuple(self._pair(i, j, total, signs) for i, j in combinations(range(count), 2))
+        return Scores(
+            adapters=tuple(adapter.name for adapter in self._adapters),
+            norms=tuple(float(norm) for norm in norms),
+            rms_cosine=_mean(pair.rms_cosine for pair in pairs),
+            retention=tuple(float(kept[i] / total[i, i]) if total[i, i] > 0 else None for i in range(count)),
+            pairs=pairs,
+            spectra=summary([found.spectrum for found in self._modules if found.spectrum], count)
+            if self._spectra
+            else None,
+        )
+
+    def _pair(self, i: int, j: int, total: Float64, signs: Float64) -> PairScore:
+        found = {module.name: module.pairs[i, j] for module in self._modules if (i, j) in module.pairs}
+        pair = _score_pair(
+            self._adapters[i].name,
+            self._adapters[j].name,
+            float(total[i, j]),
+            math.sqrt(total[i, i]),
+            math.sqrt(total[j, j]),
+            found,
+        )
+        return replace(pair, exact_sign_conflict=float(signs[0, i, j] / signs[1, i, j]) if signs[1, i, j] else None)
 
 
 def score(
@@ -186,83 +292,23 @@ def score(
         spectra: Whether to look at singular values too.
         exact_signs: Whether to count conflicts of signs entry by entry, a block of rows at a time; much slower.
     """
-    count = len(adapters)
-    weights = [1.0] * count if weights is None else weights
-    total = np.zeros((count, count))
-    kept = np.zeros(count)
-    by_pair: dict[tuple[int, int], dict[str, ModuleScore]] = {pair: {} for pair in combinations(range(count), 2)}
-    names = sorted({module for adapter in adapters for module in adapter.modules})
-    signs = np.zeros((2, count, count))
-    found_spectra: list[ModuleSpectrum] = []
-
-    def measure(module: str) -> _Module:
-        return _score_module(adapters, weights, module, spectra, exact_signs)
-
-    for found in map_modules(measure, names):
-        total += found.products
-        kept += found.products @ [weight_for(weight, found.name) for weight in weights]
-        for pair, module_score in found.pairs.items():
-            by_pair[pair][found.name] = module_score
-        if found.spectrum is not None:
-            found_spectra.append(found.spectrum)
-        if found.signs is not None:
-            signs += found.signs
-    norms = np.sqrt(np.diag(total))
-    pairs = tuple(
-        replace(
-            _score_pair(
-                adapters[i].name, adapters[j].name, float(total[i, j]), float(norms[i]), float(norms[j]), parts
-            ),
-            exact_sign_conflict=float(signs[0, i, j] / signs[1, i, j]) if signs[1, i, j] else None,
-        )
-        for (i, j), parts in by_pair.items()
-    )
-    return Scores(
-        adapters=tuple(adapter.name for adapter in adapters),
-        norms=tuple(float(norm) for norm in norms),
-        rms_cosine=_mean(pair.rms_cosine for pair in pairs),
-        retention=tuple(float(kept[i] / total[i, i]) if total[i, i] > 0 else None for i in range(count)),
-        pairs=pairs,
-        spectra=summary(found_spectra, count) if spectra else None,
-    )
+    scoring = Scoring(adapters, weights, spectra=spectra, exact_signs=exact_signs)
+    for found in map_modules(lambda name: scoring.measure(name, parents_of(adapters, name)), modules_of(adapters)):
+        scoring.add(found)
+    return scoring.result()
 
 
-def _score_module(
-    adapters: Sequence[Adapter], weights: Sequence[Weight], module: str, spectra: bool, exact_signs: bool
-) -> _Module:
-    present = [i for i, adapter in enumerate(adapters) if module in adapter.modules]
-    parts = [adapters[i].factors(module) for i in present]
-    stacked = stack(parts)
-    local = inner_products(stacked, len(parts))
-    where = np.ix_(present, present)
-    products = np.zeros((len(adapters), len(adapters)))
-    products[where] = local
-    pairs = {
-        (present[i], present[j]): _score_overlap(stacked, local, i, j, parts)
-        for i, j in combinations(range(len(present)), 2)
-    }
-    spectrum = None
-    if spectra:
-        spectrum = module_spectrum(stacked, local, [weight_for(weights[i], module) for i in present], present)
-    signs = None
-    if exact_signs:
-        signs = np.zeros((2, len(adapters), len(adapters)))
-        signs[np.ix_([0, 1], present, present)] = _count_signs(stacked, local)
-    return _Module(module, products, pairs, spectrum, signs)
-
-
-def _count_signs(stacked: Stack, products: Float64) -> Float64:
+def _count_signs(parts: Sequence[LoraFactors], products: Float64) -> Float64:
     """Return how many entries are of opposite sign, and how many of any, for each pair of deltas, ``(2, n, n)``.
 
     A few rows of every delta are formed at a time. A delta that cancels to rounding counts as zero.
     """
-    count, columns = len(products), stacked.A.shape[1]
-    pieces = [np.flatnonzero(stacked.owner == i) for i in range(count)]
+    count, (out_features, in_features) = len(parts), parts[0].shape
+    wide = [part.astype(np.float64) for part in parts]
     counts = np.zeros((2, count, count))
-    rows = max(1, BLOCK_BYTES // (8 * columns * (count + 1)))
-    for start in range(0, stacked.B.shape[0], rows):
-        B = stacked.B[start : start + rows] * stacked.lengths
-        signs = [np.sign(B[:, own] @ stacked.A[own]).astype(np.int8) for own in pieces]
+    rows = max(1, BLOCK_BYTES // (8 * in_features * (count + 1)))
+    for start in range(0, out_features, rows):
+        signs = [np.sign(part.scaling * part.B[start : start + rows] @ part.A).astype(np.int8) for part in wide]
         for i, j in combinations(range(count), 2):
             if products[i, i] > 0 and products[j, j] > 0:
                 both = signs[i] * signs[j]
@@ -270,16 +316,42 @@ def _count_signs(stacked: Stack, products: Float64) -> Float64:
     return counts
 
 
-def _score_overlap(stacked: Stack, products: Float64, i: int, j: int, parts: Sequence[LoraFactors]) -> ModuleScore:
-    rows_i, rows_j = np.flatnonzero(stacked.owner == i), np.flatnonzero(stacked.owner == j)
-    out_features, in_features = parts[0].shape
-    left = _squared_cosines(stacked.gram_b, rows_i, rows_j)
-    right = _squared_cosines(stacked.gram_a, rows_i, rows_j)
-    smaller, larger = sorted((len(rows_i), len(rows_j)))
-    norm = math.sqrt(products[i, i] * products[j, j])
-    paired = np.abs(np.diag(stacked.gram_a[np.ix_(rows_i[:smaller], rows_j[:smaller])]))
+def _score_pairs(stacked: Stack, products: Float64, present: Sequence[int]) -> dict[tuple[int, int], ModuleScore]:
+    """Return the overlap of each pair of the adapters that are ``present``."""
+    rows = {i: np.flatnonzero(stacked.owner == i) for i in present}
+    spans = {
+        i: (orthonormal(stacked.gram_b[np.ix_(own, own)])[0], orthonormal(stacked.gram_a[np.ix_(own, own)])[0])
+        for i, own in rows.items()
+    }
+    scores = {}
+    for i, j in combinations(present, 2):
+        across = np.ix_(rows[i], rows[j])
+        left = _squared_cosines(spans[i][0].T @ stacked.gram_b[across] @ spans[j][0])
+        right = _squared_cosines(spans[i][1].T @ stacked.gram_a[across] @ spans[j][1])
+        ranks = len(rows[i]), len(rows[j])
+        paired = np.abs(np.diag(stacked.gram_a[across]))
+        scores[i, j] = _score_overlap(stacked.shape, ranks, products[np.ix_([i, j], [i, j])], left, right, paired)
+    return scores
+
+
+def _score_overlap(
+    shape: tuple[int, int], ranks: tuple[int, int], products: Float64, left: Float64, right: Float64, paired: Float64
+) -> ModuleScore:
+    """Return the overlap of two adapters in one module.
+
+    Args:
+        shape: ``(out, in)``.
+        ranks: Of the two.
+        products: Inner products of their deltas, ``(2, 2)``.
+        left: Squared cosines of the angles between their output spaces.
+        right: The same of the input spaces.
+        paired: ``|cos|`` of row k of A and row k of the other A.
+    """
+    out_features, in_features = shape
+    smaller, larger = min(ranks), max(ranks)
+    norm = math.sqrt(products[0, 0] * products[1, 1])
     return ModuleScore(
-        cosine=float(np.clip(products[i, j] / norm, -1.0, 1.0)) if norm > 0 else None,
+        cosine=float(min(1.0, max(-1.0, products[0, 1] / norm))) if norm > 0 else None,
         chance=1.0 / math.sqrt(out_features * in_features),
         left=float(left.sum() / smaller) if smaller else 0.0,
         right=float(right.sum() / smaller) if smaller else 0.0,
@@ -292,14 +364,9 @@ def _score_overlap(stacked: Stack, products: Float64, i: int, j: int, parts: Seq
     )
 
 
-def _squared_cosines(gram: Float64, rows_i: np.ndarray[Any, Any], rows_j: np.ndarray[Any, Any]) -> Float64:
-    """Return the squared cosines of the principal angles between two spans, largest first."""
-    W_i, _ = orthonormal(gram[np.ix_(rows_i, rows_i)])
-    W_j, _ = orthonormal(gram[np.ix_(rows_j, rows_j)])
-    if not (W_i.size and W_j.size):
-        return np.zeros(0)
-    cosines = np.linalg.svd(W_i.T @ gram[np.ix_(rows_i, rows_j)] @ W_j, compute_uv=False)
-    return np.clip(cosines, 0.0, 1.0) ** 2
+def _squared_cosines(across: Float64) -> Float64:
+    """Return the squared cosines of the principal angles between two spans, from their bases' inner products."""
+    return np.minimum(np.linalg.svd(across, compute_uv=False), 1.0) ** 2 if across.size else np.zeros(0)
 
 
 def _smallest_angle(squared_cosines: Float64) -> float:

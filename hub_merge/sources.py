@@ -9,12 +9,13 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-import yaml
-
 from hub_merge.adapter import Adapter, FileDigest, Origin
+from hub_merge.budgets import budget
 from hub_merge.choice import choose
-from hub_merge.errors import AdapterNotFound, HubMergeError, UnsupportedAdapter
+from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
 from hub_merge.formats.opening import adapter_from_headers, open_adapter_files
+from hub_merge.formats.peft import contained
+from hub_merge.frontmatter import read_front_matter
 from hub_merge.layout import CARD_FILE, CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -60,11 +61,12 @@ def open_adapter(
 
     Raises:
         AdapterError: It is not there, damaged, or no LoRA.
+        BudgetExceeded: It is larger, or of a larger rank, than a limit allows.
         HubUnavailable: The Hub did not answer.
         RecipeError: ``reference`` names nothing.
     """
     if (place := _local_place(reference, subfolder)) is not None:
-        return _named_errors(str(reference), lambda: _open_local(place, hub.allow_pickle))
+        return _affordable(_named_errors(str(reference), lambda: _open_local(place, hub.allow_pickle)))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
     _named_errors(str(reference), lambda: _require_adapter(pinned, hub))
     return _open_pulled(reference, pinned, hub, progress)
@@ -73,7 +75,7 @@ def open_adapter(
 def _open_pulled(reference: str | Path, pinned: PinnedRepo, hub: Hub, progress: bool) -> Adapter:
     pulled = hub.pull(pinned, progress=progress)
     chosen = choose(pinned.names(), pinned.file)
-    return _named_errors(
+    adapter = _named_errors(
         str(reference),
         lambda: open_adapter_files(
             pulled,
@@ -83,6 +85,7 @@ def _open_pulled(reference: str | Path, pinned: PinnedRepo, hub: Hub, progress: 
             allow_pickle=hub.allow_pickle,
         ),
     )
+    return _affordable(adapter)
 
 
 def _require_adapter(pinned: PinnedRepo, hub: Hub) -> None:
@@ -91,7 +94,7 @@ def _require_adapter(pinned: PinnedRepo, hub: Hub) -> None:
     if found.is_peft:
         return
     if found.has_headers:
-        _from_headers(pinned, hub)
+        _from_headers(pinned, hub, tokens=False)
     elif not any(mark in hub.read_start(pinned, found.weights[0], GGUF_FIELDS) for mark in ADAPTER_MARKS):
         raise UnsupportedAdapter(
             f"{found.weights[0]} is no LoRA adapter of llama.cpp.", remedy="Full models cannot be merged."
@@ -99,28 +102,51 @@ def _require_adapter(pinned: PinnedRepo, hub: Hub) -> None:
 
 
 def open_headers(
-    reference: str | Path, *, revision: str | None = None, subfolder: str | None = None, hub: Hub
+    reference: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    hub: Hub,
+    tokens: bool = True,
 ) -> Opened:
     """Open an adapter from its config and tensor headers alone; on the Hub that costs kilobytes.
 
-    Args and errors are those of ``open_adapter``. The numbers of a local adapter stay readable.
+    Args and errors are those of ``open_adapter``; ``tokens=False`` leaves out the tokenizer of a Hub adapter. The
+    numbers of a local adapter stay readable.
     """
     if (place := _local_place(reference, subfolder)) is not None:
         adapter = _named_errors(str(reference), lambda: _open_local(place, hub.allow_pickle))
-        return Opened(adapter, 0, sum(path.stat().st_size for path in _read_files(adapter)))
+        return Opened(_affordable(adapter), 0, _size(adapter))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
     if not hub.contents(pinned).has_headers:
         adapter = open_adapter(reference, revision=revision, subfolder=subfolder, hub=hub)
-        size = sum(path.stat().st_size for path in _read_files(adapter))
-        return Opened(adapter, size, size)
-    return _named_errors(str(reference), lambda: _from_headers(pinned, hub))
+        return Opened(adapter, _size(adapter), _size(adapter))
+    opened = _named_errors(str(reference), lambda: _from_headers(pinned, hub, tokens=tokens))
+    budget().require_bytes(opened.bytes_total, str(reference))
+    return replace(opened, adapter=_affordable(opened.adapter))
 
 
-def _from_headers(pinned: PinnedRepo, hub: Hub) -> Opened:
-    remote = hub.read_headers(pinned)
-    name = choose(pinned.names(), pinned.file).name(_short_name(pinned))
-    adapter = adapter_from_headers(remote.config, remote.headers, remote.sizes, name=name, origin=_origin(pinned, None))
+def _from_headers(pinned: PinnedRepo, hub: Hub, *, tokens: bool) -> Opened:
+    remote = hub.read_headers(pinned, tokens=tokens)
+    adapter = adapter_from_headers(
+        remote.config,
+        remote.headers,
+        remote.sizes,
+        name=choose(pinned.names(), pinned.file).name(_short_name(pinned)),
+        origin=_origin(pinned, None),
+        tokens=remote.tokens,
+    )
     return Opened(adapter, remote.bytes_read, len(remote.config or b"") + sum(remote.sizes.values()))
+
+
+def _affordable(adapter: Adapter) -> Adapter:
+    """Return ``adapter``, or raise ``BudgetExceeded`` for its rank; none of its numbers is read."""
+    budget().require_rank(adapter.rank, adapter.name)
+    return adapter
+
+
+def _size(adapter: Adapter) -> int:
+    return sum(path.stat().st_size for path in _read_files(adapter))
 
 
 def _local_place(reference: str | Path, subfolder: str | None) -> Path | None:
@@ -142,7 +168,8 @@ def _open_local(place: Path, allow_pickle: bool) -> Adapter:
         inside = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f"Folders inside that have one: {', '.join(inside[:8])}." if inside else "Name the adapter's own folder."
         raise AdapterNotFound(f"The folder holds no {CONFIG_FILE}.", remedy=hint)
-    name, origin = chosen.name(folder.resolve().name), replace(_local_origin(folder), file=file)
+    name = "".join(char if char.isprintable() else "_" for char in chosen.name(folder.resolve().name))
+    origin = replace(_local_origin(folder), file=file)
     return open_adapter_files(folder, chosen, name=name, origin=origin, allow_pickle=allow_pickle)
 
 
@@ -181,15 +208,14 @@ def _origin(pinned: PinnedRepo, folder: Path | None) -> Origin:
 
 def _local_origin(folder: Path) -> Origin:
     """Return the origin of a local folder; its card may state a licence."""
-    from huggingface_hub.repocard import metadata_load
+    from hub_merge.hub.repositories import is_license
 
-    card = folder / CARD_FILE
     try:
-        metadata = metadata_load(card) if card.is_file() else None
-    except (ValueError, OSError, yaml.YAMLError):
-        metadata = None
-    stated = (metadata or {}).get("license")
-    return Origin(folder=folder, license=stated if isinstance(stated, str) else None)
+        card = contained(folder, CARD_FILE)
+    except AdapterFormatError:
+        return Origin(folder=folder)
+    stated = read_front_matter(card).get("license")
+    return Origin(folder=folder, license=stated if isinstance(stated, str) and is_license(stated) else None)
 
 
 def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:

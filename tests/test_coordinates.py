@@ -65,7 +65,7 @@ def merged(
 def test_core_matrices_give_every_delta_back_in_orthonormal_bases(basis: Basis, rng: np.random.Generator) -> None:
     parts = [*some(rng), LoraFactors.empty(SHAPE)]
     core = core_space(parts, basis)
-    U, V = core.stacked.B @ core.left, core.right @ core.stacked.A
+    U, V = core.stacked.left(core.left), core.stacked.right(core.right)
     assert core.M.shape == (4, 10, 10)
     assert np.allclose(U.T @ U, np.eye(10), atol=1e-13)
     assert np.allclose(V @ V.T, np.eye(10), atol=1e-13)
@@ -84,14 +84,14 @@ def test_the_faithful_bases_are_the_singular_vectors_of_the_stacked_factors(rng:
     columns = np.concatenate([np.sqrt(abs(part.scaling)) * part.B for part in parts], axis=1)
     rows = np.concatenate([np.sqrt(abs(part.scaling)) * part.A for part in parts], axis=0)
     U, V = np.linalg.svd(columns)[0][:, :10], np.linalg.svd(rows)[2][:10]
-    assert np.allclose(np.abs(U.T @ core.stacked.B @ core.left), np.eye(10), atol=1e-12)
-    assert np.allclose(np.abs(V @ (core.right @ core.stacked.A).T), np.eye(10), atol=1e-12)
+    assert np.allclose(np.abs(U.T @ core.stacked.left(core.left)), np.eye(10), atol=1e-12)
+    assert np.allclose(np.abs(V @ (core.stacked.right(core.right)).T), np.eye(10), atol=1e-12)
 
 
 def test_the_bases_of_the_deltas_are_the_eigenvectors_of_their_summed_moduli(rng: np.random.Generator) -> None:
     parts = some(rng)
     core = core_space(parts)
-    for side, basis in ((0, core.stacked.B @ core.left), (1, (core.right @ core.stacked.A).T)):
+    for side, basis in ((0, core.stacked.left(core.left)), (1, (core.stacked.right(core.right)).T)):
         summed = np.zeros((SHAPE[side],) * 2)
         for part in parts:
             delta = part.delta() if side == 0 else part.delta().T

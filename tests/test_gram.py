@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub_merge.adapter import LoraFactors
-from hub_merge.gram import best_rank_k, inner_products, orthonormal, result_dtype, singular_values, stack
+from hub_merge.gram import Parts, best_rank_k, inner_products, orthonormal, result_dtype, singular_values, stack
 from tests.helpers import dense_sum, in_basis, random_basis, random_factors, relative_error
 
 SHAPE = (40, 30)
@@ -156,18 +156,32 @@ def test_stacking_keeps_unit_pieces_with_their_signed_lengths_and_owners(rng: np
     first, second = random_factors(rng, SHAPE, 2, scaling=3.0), random_factors(rng, SHAPE, 1)
     stacked = stack([first, LoraFactors.empty(SHAPE), second], [1.0, 5.0, -2.0])
     assert stacked.owner.tolist() == [0, 0, 2]
-    assert np.allclose(np.linalg.norm(stacked.A, axis=1), 1)
-    assert np.allclose(np.linalg.norm(stacked.B, axis=0), 1)
+    A, B = stacked.right(np.eye(3)), stacked.left(np.eye(3))
+    assert np.allclose(np.linalg.norm(A, axis=1), 1)
+    assert np.allclose(np.linalg.norm(B, axis=0), 1)
+    assert np.allclose(stacked.gram_a, A @ A.T)
+    assert np.allclose(stacked.gram_b, B.T @ B)
     wanted = [3 * np.linalg.norm(first.A[j]) * np.linalg.norm(first.B[:, j]) for j in range(2)]
     assert np.allclose(stacked.lengths[:2], wanted)
     assert stacked.lengths[2] == pytest.approx(-2 * np.linalg.norm(second.A) * np.linalg.norm(second.B))
-    assert np.allclose((stacked.B * stacked.lengths) @ stacked.A, dense_sum([first, second], [1.0, -2.0]))
+    assert np.allclose((B * stacked.lengths) @ A, dense_sum([first, second], [1.0, -2.0]))
 
 
-def test_half_precision_pieces_are_stacked_in_double(rng: np.random.Generator) -> None:
+def test_inner_products_of_half_precision_pieces_are_formed_in_double(rng: np.random.Generator) -> None:
     part = random_factors(rng, SHAPE, 3, dtype=np.float16)
     stacked = stack([part])
-    assert {x.dtype for x in (stacked.A, stacked.B, stacked.gram_a, stacked.gram_b)} == {np.dtype(np.float64)}
+    assert stacked.gram_a.dtype == stacked.gram_b.dtype == np.float64
+    exact = part.A.astype(np.float64) @ part.A.T.astype(np.float64)
+    lengths = np.sqrt(np.diag(exact))
+    assert np.allclose(stacked.gram_a, exact / np.outer(lengths, lengths), rtol=0, atol=1e-15)
+
+
+def test_parts_keep_their_gram_matrices_for_every_later_stack(rng: np.random.Generator) -> None:
+    parts = Parts([random_factors(rng, SHAPE, 2), random_factors(rng, SHAPE, 1)])
+    first, second = stack(parts), stack(parts, [2.0, -1.0])
+    assert first.gram_a is second.gram_a
+    assert first.gram_b is second.gram_b
+    assert np.allclose(second.lengths, first.lengths * [2.0, 2.0, -1.0])
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
-errors layout
-choice findings
+errors layout privacy
+bases budgets choice findings frontmatter ranks
 adapter recipe parallel staging
 gram
-clustering elementwise spectra formats hub bases
-coordinates scores
+clustering elementwise spectra formats hub
+coordinates lineage outliers scores
 methods
 compat licenses
 advise composite sources
 proof plots card
 provenance publish
 pipeline
-evaluate
+bulk evaluate
 zoo
 cli
 __init__ __main__

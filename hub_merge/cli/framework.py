@@ -18,11 +18,12 @@ from hub_merge.cli.output import OUTPUT_MODES, Output, OutputMode, program_name,
 from hub_merge.errors import HubMergeError
 from hub_merge.layout import FILE_FORMATS
 
-__all__ = ["Command", "Group", "output_options", "run_cli", "writing_options"]
+__all__ = ["Command", "Group", "RankType", "filter_options", "output_options", "run_cli", "writing_options"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 INTERRUPTED = 130
+SORT_KEYS = ("downloads", "likes", "last_modified", "created_at", "trending_score")
 
 
 class Command(click.Command):
@@ -35,6 +36,23 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples below the options, as the reader would type them."""
         _write_examples(ctx, formatter, self.examples)
+
+
+class RankType(click.IntRange):
+    """A whole number from 1, or ``auto``."""
+
+    name = "rank"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number or ``auto``."""
+        if value == "auto":
+            return value
+        if not str(value).lstrip("+-").isdecimal():
+            self.fail(f"{value!r} is neither a whole number nor auto.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Group(click.Group):
@@ -145,6 +163,19 @@ def _with_options(wrapper: Any, format_option: Callable[..., Any]) -> Any:
     ):
         option(wrapper)
     return wrapper
+
+
+def filter_options(function: Function) -> Function:
+    """Add the options that narrow down what the Hub lists."""
+    for option in (
+        click.option("--sort", type=click.Choice(SORT_KEYS), help="What puts an adapter first.  [default: downloads]"),
+        click.option("--license", "license_", metavar="ID", help="Licence identifier, such as apache-2.0."),
+        click.option("--task", metavar="TYPE", help="PEFT task type, such as CAUSAL_LM."),
+        click.option("--author", metavar="OWNER", help="User or organisation."),
+        click.option("--search", "text", metavar="WORDS", help="Words in the name."),
+    ):
+        function = option(function)
+    return function
 
 
 def run_cli(group: click.Group) -> NoReturn:

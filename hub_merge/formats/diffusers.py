@@ -10,7 +10,6 @@ header (``lora_adapter_metadata``), and 1 where there is neither.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -23,10 +22,11 @@ from hub_merge.findings import Finding
 from hub_merge.formats.kohya import FOREIGN, grouped
 from hub_merge.formats.lycoris import TENSORS, Named, module_part
 from hub_merge.formats.names import COMPONENTS, is_flat, is_unet_name
-from hub_merge.formats.pairs import Note, Part, adapter_of_parts, factor_shapes, leftover_findings, notes_of
-from hub_merge.formats.peft.config import Scalings, config_findings, read_scalings
-from hub_merge.formats.peft.writing import rounded
-from hub_merge.formats.tensors import TensorStore, safetensors_writer
+from hub_merge.formats.pairs import Note, Part, adapter_of_parts, leftover_findings, notes_of
+from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, read_scalings
+from hub_merge.formats.strict_json import parse_json
+from hub_merge.formats.tensors import TensorStore
+from hub_merge.formats.writing import Layout, write_factors
 from hub_merge.layout import DIFFUSERS_FILE
 
 __all__ = ["adapter_from_diffusers", "is_diffusers", "require_diffusers", "write_diffusers"]
@@ -76,8 +76,11 @@ def adapter_from_diffusers(store: TensorStore, *, name: str, origin: Origin) -> 
     note = notes_of(name)
     groups, others = grouped(store.infos, _split)
     configs = _configs(store.metadata)
+    scalings = {component: read_scalings(config) for component, config in configs.items()}
+    for component, stated in scalings.items():
+        stated.require_cheap([module.local_name for module in groups if module.component == component])
     parts = [
-        _configured(part, configs.get(module.component), "alpha" in keys, note)
+        _configured(part, scalings.get(module.component), "alpha" in keys, note)
         for module, keys in groups.items()
         for part in [module_part(module, keys, store, note)]
     ]
@@ -94,23 +97,19 @@ def _configs(metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
     """Return the LoRA config of each component that the header carries, as ``{"unet.r": 4, …}``."""
     if METADATA_KEY not in metadata:
         return {}
-    try:
-        content = json.loads(metadata[METADATA_KEY])
-        pairs = [(*key.split(".", 1), value) for key, value in content.items() if "." in key]
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise AdapterFormatError(
-            f"{METADATA_KEY} in the header does not parse: {str(error)[:200]}.",
-            remedy="Ask its author to save it again.",
-        ) from error
+    content = parse_json(metadata[METADATA_KEY].encode(), METADATA_KEY, most=MAX_CONFIG)
+    if not isinstance(content, dict):
+        raise AdapterFormatError(f"{METADATA_KEY} is not a JSON object.", remedy="Ask its author to save it again.")
+    pairs = [(*key.split(".", 1), value) for key, value in content.items() if "." in key]
     configs: dict[str, dict[str, Any]] = {}
     for component, key, value in pairs:
         configs.setdefault(component, {})[key] = value
     return configs
 
 
-def _configured(part: Part | Finding, config: Mapping[str, Any] | None, has_alpha: bool, note: Note) -> Part | Finding:
+def _configured(part: Part | Finding, scalings: Scalings | None, has_alpha: bool, note: Note) -> Part | Finding:
     """Return the part with the scaling that the header's config gives it."""
-    if isinstance(part, Finding) or config is None:
+    if isinstance(part, Finding) or scalings is None:
         return part
     if has_alpha:
         return note(
@@ -119,7 +118,6 @@ def _configured(part: Part | Finding, config: Mapping[str, Any] | None, has_alph
             "the file states the scaling twice, as alpha and in its header",
             "one of them",
         )
-    scalings: Scalings = read_scalings(config)
     rank, scaling = scalings.resolve(part.spec.local_name)
     if rank != part.spec.rank:
         return note(
@@ -136,29 +134,26 @@ def _configured(part: Part | Finding, config: Mapping[str, Any] | None, has_alph
 
 
 def write_diffusers(
-    adapter: Adapter, folder: Path, *, base_model: str | None, dtype: str, rank: int, progress: Callable[[str], None]
+    adapter: Adapter,
+    folder: Path,
+    *,
+    base_model: str | None,
+    dtype: str,
+    rank: int | None,
+    progress: Callable[[str], None],
 ) -> None:
     """Write ``adapter`` to the existing, empty ``folder`` as diffusers does now: PEFT's endings behind the model.
 
-    The scaling is in B, and all modules have one rank: without alphas every version of diffusers reads that as a
-    scaling of 1, but some give mixed ranks the alpha of one of them. The arguments are those of
-    ``peft.write_portable``; this format names no base.
+    The scaling is in B: without alphas every version of diffusers reads that as a scaling of 1. The arguments are those
+    of ``peft.write_folder``, but this format names no base; ``rank`` is a number, see ``FileFormat``.
 
     Raises:
         MergeError: A module belongs to no model of a pipeline.
         ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
     """
     require_diffusers(adapter)
-    infos: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for module, spec in adapter.modules.items():
-        a_shape, b_shape = factor_shapes(spec, rank)
-        infos |= {f"{module}.lora_A.weight": (dtype, a_shape), f"{module}.lora_B.weight": (dtype, b_shape)}
-    with safetensors_writer(folder / DIFFUSERS_FILE, infos) as writer:
-        for module in adapter.modules:
-            A, B = rounded(adapter.factors(module), module, rank, dtype)
-            for key, tensor in ((f"{module}.lora_A.weight", A), (f"{module}.lora_B.weight", B)):
-                writer.write(key, tensor.reshape(infos[key][1]))
-            progress(module)
+    layout = Layout(lambda spec: (f"{spec.name}.lora_A.weight", f"{spec.name}.lora_B.weight"))
+    write_factors(folder / DIFFUSERS_FILE, adapter, layout, dtype=dtype, rank=rank, progress=progress)
 
 
 def require_diffusers(adapter: Adapter) -> None:

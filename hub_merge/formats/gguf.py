@@ -1,4 +1,4 @@
-"""Adapters of llama.cpp: one GGUF file, read with the ``gguf`` package.
+"""Adapters of llama.cpp: one GGUF file.
 
 Tensors are ``<name>.weight.lora_a``, ``(rank, in)``, and ``….lora_b``, ``(out, rank)``; ``token_embd`` has ``lora_a``
 transposed. The scaling is ``adapter.lora.alpha / rank``, and 1 for an alpha of 0 (``llama-adapter.h``,
@@ -16,20 +16,18 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hub_merge.adapter import Adapter, Array, LoraFactors, Origin
-from hub_merge.errors import AdapterFormatError, HubMergeError, UnsupportedAdapter
+from hub_merge.adapter import Adapter, LoraFactors, Origin
+from hub_merge.errors import UnsupportedAdapter
 from hub_merge.findings import Finding
+from hub_merge.formats.gguf_file import GgufStore
 from hub_merge.formats.pairs import Note, Part, adapter_of_parts, factors_of, leftover_findings, notes_of, pair_spec
-from hub_merge.formats.tensors import MAX_TENSORS, TensorInfo
+from hub_merge.formats.tensors import TensorInfo
 
-__all__ = ["MAGIC", "GgufStore", "adapter_from_gguf"]
-
-MAGIC = b"GGUF"
+__all__ = ["adapter_from_gguf"]
 
 PLAIN = ("qwen2", "qwen3", "gemma", "gemma2", "gemma3")
 """Architectures whose linear layers the converter writes as they are."""
@@ -47,70 +45,11 @@ WHOLE = {"token_embd": "model.embed_tokens", "output": "lm_head"}
 HEADS = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}
 
 KEY = re.compile(r"(?P<module>.+)\.weight\.lora_(?P<side>[ab])")
-BLOCK = re.compile(r"blk\.(?P<number>\d+)\.(?P<layer>\w+)")
+BLOCK = re.compile(r"blk\.(?P<number>[0-9]+)\.(?P<layer>\w+)")
 LEFTOVERS = (
     (re.compile(r"_norm"), "trained_weights", "trained norms"),
     (re.compile(r""), "unknown_tensors", "tensors of an unknown kind"),
 )
-PLAIN_TYPES = {"F32": "float32", "F16": "float16"}
-
-
-class GgufStore:
-    """The tensors and fields of a GGUF file. Quantised tensors are read as float32."""
-
-    has_values = True
-    metadata: Mapping[str, str] = {}
-
-    def __init__(self, path: Path) -> None:
-        """Open ``path``.
-
-        Raises:
-            AdapterFormatError: It is damaged.
-            HubMergeError: The ``gguf`` package is not installed.
-        """
-        try:
-            from gguf import GGUFReader
-        except ImportError as error:
-            raise HubMergeError(
-                f"Reading {path.name} needs the gguf package.", remedy="Install it: pip install gguf"
-            ) from error
-        _check_counts(path)
-        try:
-            reader = GGUFReader(path)
-            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-            self.fields: dict[str, Any] = {name: field.contents() for name, field in reader.fields.items()}
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError, AttributeError) as error:
-            raise _damaged(path.name, str(error)[:200] or repr(error)) from error
-        self.infos: Mapping[str, TensorInfo] = {
-            name: TensorInfo(
-                PLAIN_TYPES.get(tensor.tensor_type.name, "float32"), tuple(int(n) for n in reversed(tensor.shape))
-            )
-            for name, tensor in self._tensors.items()
-        }
-
-    def read(self, name: str) -> Array:
-        """Return one tensor, read-only."""
-        from gguf.quants import dequantize
-
-        tensor = self._tensors[name]
-        shape = self.infos[name].shape
-        plain = tensor.tensor_type.name in PLAIN_TYPES
-        array = np.array(tensor.data if plain else dequantize(tensor.data, tensor.tensor_type)).reshape(shape)
-        array.setflags(write=False)
-        return array
-
-
-def _damaged(file: str, why: str) -> AdapterFormatError:
-    return AdapterFormatError(f"{file} is no sound GGUF file: {why}.", remedy="Download it again, or ask its author.")
-
-
-def _check_counts(path: Path) -> None:
-    """Refuse counts that would keep the reader busy for long."""
-    with path.open("rb") as file:
-        head = file.read(24)
-    counts = [int.from_bytes(head[start : start + 8], "little") for start in (8, 16)]
-    if len(head) < 24 or max(counts) > MAX_TENSORS:
-        raise _damaged(path.name, f"it announces {counts[0]} tensors and {counts[1]} fields")
 
 
 def adapter_from_gguf(store: GgufStore, *, name: str, origin: Origin) -> Adapter:
@@ -140,7 +79,7 @@ def adapter_from_gguf(store: GgufStore, *, name: str, origin: Origin) -> Adapter
     parts = [_part(module, keys, store, note) for module, keys in sides.items()]
     findings = leftover_findings(others, LEFTOVERS, note)
     base = fields.get("general.base_model.0.repo_url")
-    base_model = str(base).removeprefix("https://huggingface.co/") if base else None
+    base_model = base.removeprefix("https://huggingface.co/") if isinstance(base, str) and base else None
     return adapter_of_parts(parts, findings, store, name=name, origin=origin, format="gguf", base_model=base_model)
 
 
@@ -162,7 +101,7 @@ def _part(key_name: str, keys: Mapping[str, str], store: GgufStore, note: Note) 
         return order
     scaling = _scaling(store.fields, spec.rank)
     if not math.isfinite(scaling):
-        return note("alpha", module, f"adapter.lora.alpha gives the scaling {scaling:g}", "a finite number")
+        return note("alpha", module, "adapter.lora.alpha is no finite number", "a finite number")
 
     def load() -> LoraFactors:
         A, B = store.read(keys["a"]), store.read(keys["b"])
@@ -172,7 +111,9 @@ def _part(key_name: str, keys: Mapping[str, str], store: GgufStore, note: Note) 
 
 
 def _scaling(fields: Mapping[str, Any], rank: int) -> float:
-    alpha = float(fields.get("adapter.lora.alpha") or 0.0)
+    alpha = fields.get("adapter.lora.alpha", 0.0)
+    if not isinstance(alpha, float):
+        return math.nan
     return alpha / rank if alpha else 1.0
 
 

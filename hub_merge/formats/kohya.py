@@ -11,16 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from hub_merge.adapter import Adapter, Origin
 from hub_merge.errors import AdapterFormatError, MergeError
 from hub_merge.findings import Finding
 from hub_merge.formats.lycoris import TENSORS, Named, module_part
 from hub_merge.formats.names import flat_name, is_flat, split_flat
-from hub_merge.formats.pairs import adapter_of_parts, factor_shapes, leftover_findings, notes_of
-from hub_merge.formats.peft.writing import rounded
-from hub_merge.formats.tensors import TensorStore, safetensors_writer
+from hub_merge.formats.pairs import adapter_of_parts, leftover_findings, notes_of
+from hub_merge.formats.tensors import TensorStore
+from hub_merge.formats.writing import Layout, write_factors
 from hub_merge.layout import KOHYA_FILE
 
 __all__ = ["FOREIGN", "adapter_from_kohya", "grouped", "is_kohya", "require_kohya", "write_kohya"]
@@ -111,33 +109,31 @@ def _name_findings(modules: Iterable[Named], name: str) -> Iterator[Finding]:
 
 
 def write_kohya(
-    adapter: Adapter, folder: Path, *, base_model: str | None, dtype: str, rank: int, progress: Callable[[str], None]
+    adapter: Adapter,
+    folder: Path,
+    *,
+    base_model: str | None,
+    dtype: str,
+    rank: int | None,
+    progress: Callable[[str], None],
 ) -> None:
     """Write ``adapter`` to the existing, empty ``folder`` as kohya's scripts do, with alpha equal to the rank.
 
-    All modules get one rank: diffusers mixes up the alphas of files in which they differ. The arguments are those of
-    ``peft.write_portable``.
+    The arguments are those of ``peft.write_folder``; ``rank`` is a number, see ``FileFormat``.
 
     Raises:
         MergeError: A module has no name in this format.
         ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
     """
     flat = require_kohya(adapter)
-    infos: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for module, spec in adapter.modules.items():
-        down, up = factor_shapes(spec, rank)
-        infos[f"{flat[module]}.lora_down.weight"] = (dtype, down)
-        infos[f"{flat[module]}.lora_up.weight"] = (dtype, up)
-        infos[f"{flat[module]}.alpha"] = ("float32", ())
-    metadata = _header_texts(rank, base_model)
-    with safetensors_writer(folder / KOHYA_FILE, infos, metadata) as writer:
-        for module in adapter.modules:
-            A, B = rounded(adapter.factors(module), module, rank, dtype)
-            for what, tensor in (("lora_down.weight", A), ("lora_up.weight", B)):
-                key = f"{flat[module]}.{what}"
-                writer.write(key, tensor.reshape(infos[key][1]))
-            writer.write(f"{flat[module]}.alpha", np.asarray(rank, np.float32))
-            progress(module)
+    layout = Layout(
+        lambda spec: (f"{flat[spec.name]}.lora_down.weight", f"{flat[spec.name]}.lora_up.weight"),
+        alpha=lambda spec: f"{flat[spec.name]}.alpha",
+    )
+    texts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    metadata = {**texts, "ss_sd_model_name": base_model} if base_model else texts
+    path = folder / KOHYA_FILE
+    write_factors(path, adapter, layout, dtype=dtype, rank=rank, progress=progress, metadata=metadata)
 
 
 def require_kohya(adapter: Adapter) -> dict[str, str]:
@@ -157,8 +153,3 @@ def require_kohya(adapter: Adapter) -> dict[str, str]:
             )
         names[module] = flat
     return names
-
-
-def _header_texts(rank: int, base_model: str | None) -> dict[str, str]:
-    texts = {"ss_network_module": "networks.lora", "ss_network_dim": str(rank)}
-    return {**texts, "ss_network_alpha": str(rank), **({"ss_sd_model_name": base_model} if base_model else {})}

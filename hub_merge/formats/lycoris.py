@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from hub_merge.adapter import LoraFactors, ModuleKind, ModuleSpec
 from hub_merge.findings import Finding
 from hub_merge.formats.names import kernel_of
-from hub_merge.formats.pairs import Note, Part, factors_of, pair_spec
+from hub_merge.formats.pairs import Note, Part, factors_of, name_finding, pair_spec
 from hub_merge.formats.tensors import TensorInfo, TensorStore
 
 __all__ = ["TENSORS", "Named", "module_part"]
@@ -36,6 +36,9 @@ Matrix = NDArray[np.floating]
 
 TENSORS = r"lora_(?:down|up|mid)\.weight|alpha|hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t[12])"
 """Pattern of the ends of the keys that ``module_part`` takes."""
+
+MAX_EXPANDED = 2**28
+"""Numbers in the factors of one module that a LoHa or LoKr may make; small halves can make factors without end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,8 @@ def _product_part(
     module: Named, keys: Mapping[str, str], store: TensorStore, note: Note, prefixes: tuple[str, str]
 ) -> Part | Finding:
     """Return the module that the entrywise (LoHa) or Kronecker product (LoKr) of two matrices makes."""
+    if strange := name_finding(module.name, note):
+        return strange
     halves = [_half(prefix, keys, store) for prefix in prefixes]
     if wrong := [half for half in halves if isinstance(half, str)]:
         return note("factor_shape", module.name, wrong[0], "two factors, or one matrix, for each half")
@@ -157,6 +162,9 @@ def _product_part(
     if isinstance(scaling, Finding):
         return scaling
     rank = min(first.rank * second.rank, out, columns)
+    if rank * (out + columns) > MAX_EXPANDED:
+        seen = f"its halves make factors of rank {rank} and a delta of {[out, columns]}"
+        return note("expanded_size", module.name, seen, f"at most {MAX_EXPANDED} numbers in the factors")
     kernel = second.kernel or _known_kernel(module, columns)
     kind: ModuleKind = "conv" if kernel else "linear"
     spec = ModuleSpec(module.name, kind, (out, columns), rank, scaling, "float32", kernel, module.component)

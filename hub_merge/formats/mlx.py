@@ -8,22 +8,20 @@ is ``W + scale * lora_b.T @ lora_a.T``). An embedding has ``lora_a`` of shape ``
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from hub_merge.adapter import Adapter, LoraFactors, ModuleKind, Origin
-from hub_merge.errors import AdapterFormatError, MergeError, UnsupportedAdapter
+from hub_merge.errors import MergeError, UnsupportedAdapter
 from hub_merge.findings import Finding
 from hub_merge.formats.names import is_flat
 from hub_merge.formats.pairs import Note, Part, adapter_of_parts, leftover_findings, notes_of, pair_spec
-from hub_merge.formats.peft.writing import rounded
-from hub_merge.formats.tensors import TensorInfo, TensorStore, safetensors_writer
+from hub_merge.formats.peft.config import finite_number
+from hub_merge.formats.tensors import TensorInfo, TensorStore
+from hub_merge.formats.writing import Layout, write_factors
 from hub_merge.layout import CONFIG_FILE, MLX_FILE
 
 __all__ = ["adapter_from_mlx", "is_mlx", "is_mlx_config", "require_mlx", "write_mlx"]
@@ -84,12 +82,7 @@ def adapter_from_mlx(config: Mapping[str, Any], store: TensorStore, *, name: str
 def _scale(config: Mapping[str, Any]) -> float:
     parameters = config.get("lora_parameters")
     scale = parameters.get("scale") if isinstance(parameters, dict) else None
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise AdapterFormatError(
-            f"lora_parameters.scale of {CONFIG_FILE} is {str(scale)[:60]!r}.",
-            remedy="It must be a finite number; MLX-LM cannot load this adapter either.",
-        )
-    return float(scale)
+    return finite_number(scale, "lora_parameters.scale")
 
 
 def _part(module: str, keys: Mapping[str, str], store: TensorStore, scale: float, note: Note) -> Part | Finding:
@@ -112,11 +105,17 @@ def _turned(info: TensorInfo | None) -> TensorInfo | None:
 
 
 def write_mlx(
-    adapter: Adapter, folder: Path, *, base_model: str | None, dtype: str, rank: int, progress: Callable[[str], None]
+    adapter: Adapter,
+    folder: Path,
+    *,
+    base_model: str | None,
+    dtype: str,
+    rank: int | None,
+    progress: Callable[[str], None],
 ) -> None:
     """Write ``adapter`` to the existing, empty ``folder`` as mlx-lm does, with a scale of 1.
 
-    The arguments are those of ``peft.write_portable``.
+    The arguments are those of ``peft.write_folder``; ``rank`` is a number, see ``FileFormat``.
 
     Raises:
         MergeError: It adapts convolutions, or models of a pipeline, which mlx-lm does not have.
@@ -125,16 +124,9 @@ def write_mlx(
     require_mlx(adapter)
     config = _config(adapter, base_model, rank)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=4, sort_keys=True) + "\n", encoding="utf-8")
-    infos = {}
-    for module, spec in adapter.modules.items():
-        infos[f"{module}.lora_a"] = (dtype, (spec.shape[1], rank))
-        infos[f"{module}.lora_b"] = (dtype, (rank, spec.shape[0]))
-    with safetensors_writer(folder / MLX_FILE, infos, {"format": "mlx"}) as writer:
-        for module in adapter.modules:
-            A, B = rounded(adapter.factors(module), module, rank, dtype)
-            writer.write(f"{module}.lora_a", np.ascontiguousarray(A.T))
-            writer.write(f"{module}.lora_b", np.ascontiguousarray(B.T))
-            progress(module)
+    layout = Layout(lambda spec: (f"{spec.name}.lora_a", f"{spec.name}.lora_b"), transposed=True)
+    path, metadata = folder / MLX_FILE, {"format": "mlx"}
+    write_factors(path, adapter, layout, dtype=dtype, rank=rank, progress=progress, metadata=metadata)
 
 
 def require_mlx(adapter: Adapter) -> None:
@@ -147,7 +139,7 @@ def require_mlx(adapter: Adapter) -> None:
             )
 
 
-def _config(adapter: Adapter, base_model: str | None, rank: int) -> dict[str, Any]:
+def _config(adapter: Adapter, base_model: str | None, rank: int | None) -> dict[str, Any]:
     """Return a config that makes mlx-lm adapt these modules in every layer; those without tensors change nothing."""
     keys = sorted({LAYER.sub("", module, count=1) for module in adapter.modules})
     return {

@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
+from hub_merge.budgets import budget
 from hub_merge.choice import Choice
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
 from hub_merge.formats.diffusers import adapter_from_diffusers, is_diffusers
-from hub_merge.formats.gguf import MAGIC, GgufStore, adapter_from_gguf
+from hub_merge.formats.gguf import adapter_from_gguf
+from hub_merge.formats.gguf_file import MAGIC, GgufStore
 from hub_merge.formats.kohya import adapter_from_kohya, is_kohya
 from hub_merge.formats.mlx import adapter_from_mlx, is_mlx, is_mlx_config
+from hub_merge.formats.peft import MAX_CONFIG, contained, read_object
 from hub_merge.formats.peft import adapter_from_headers as peft_from_headers
 from hub_merge.formats.peft import open_folder as open_peft
-from hub_merge.formats.peft import read_object
+from hub_merge.formats.strict_json import read_bounded
 from hub_merge.formats.tensors import HeaderStore, SafetensorsStore, TensorStore, parse_header
 from hub_merge.layout import CONFIG_FILE
 
@@ -36,15 +40,19 @@ def open_adapter_files(
         allow_pickle: Also open PEFT's weights that are only there as a pickle.
 
     Raises:
-        AdapterFormatError: A file is missing or damaged.
+        AdapterFormatError: A file is missing, damaged, or a link that leads out of the folder.
+        BudgetExceeded: The weights are larger than a limit allows.
         UnsupportedAdapter: It is no LoRA adapter, or in no format that is known.
     """
     if chosen.is_peft:
         return open_peft(folder, name=name, origin=origin, allow_pickle=allow_pickle)
-    path = folder / chosen.file
+    path = contained(folder, chosen.file)
+    budget().require_bytes(path.stat().st_size, name)
     with path.open("rb") as opened:
         start = opened.read(4)
-    config = read_object((folder / CONFIG_FILE).read_bytes()) if chosen.has_config else {}
+    config = {}
+    if chosen.has_config:
+        config = read_object(read_bounded(contained(folder, CONFIG_FILE), most=MAX_CONFIG))
     if start == MAGIC:
         return adapter_from_gguf(GgufStore(path), name=name, origin=replace(origin, files=(chosen.file,)))
     return _adapter(config, _safetensors(path, start), chosen.file, name=name, origin=origin)
@@ -64,7 +72,13 @@ def _safetensors(path: Path, start: bytes) -> SafetensorsStore:
 
 
 def adapter_from_headers(
-    config: bytes | None, headers: Mapping[str, bytes], sizes: Mapping[str, int], *, name: str, origin: Origin
+    config: bytes | None,
+    headers: Mapping[str, bytes],
+    sizes: Mapping[str, int],
+    *,
+    name: str,
+    origin: Origin,
+    tokens: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Adapter:
     """Build an adapter from its config, if it has one, and the headers of its weights; its numbers cannot be read.
 
@@ -74,10 +88,11 @@ def adapter_from_headers(
         sizes: Size of each weight file in bytes.
         name: Short name.
         origin: Where it came from.
+        tokens: Content of tokenizer files by name, which only PEFT's adapters have.
     """
     foreign = [file for file in headers if not file.startswith("adapter_model")]
     if config is not None and not foreign:
-        return peft_from_headers(config, headers, sizes, name=name, origin=origin)
+        return peft_from_headers(config, headers, sizes, name=name, origin=origin, tokens=tokens)
     ((file, head),) = headers.items()
     store = HeaderStore(parse_header(head, file, sizes[file]))
     return _adapter(read_object(config) if config else {}, store, file, name=name, origin=origin)

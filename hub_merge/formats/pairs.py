@@ -19,9 +19,13 @@ __all__ = [
     "factor_shapes",
     "factors_of",
     "leftover_findings",
+    "name_finding",
     "notes_of",
     "pair_spec",
 ]
+
+NAME = re.compile(r"[\w-]+(?:\.[\w-]+)*")
+"""What a module of torch may be called here: parts without dots, quotes, slashes, spaces or invisible characters."""
 
 Note = Callable[..., Finding]
 """Makes a finding about one adapter: ``note(code, where, seen, expected, remedy, overrule)``."""
@@ -51,6 +55,13 @@ def notes_of(name: str) -> Note:
     return note
 
 
+def name_finding(module: str, note: Note) -> Finding | None:
+    """Return what is wrong with the name of ``module``, ``None`` for one that a module can have."""
+    if NAME.fullmatch(module):
+        return None
+    return note("module_name", ascii(module)[:80], "the name is not that of a module", "letters, digits, _ and -")
+
+
 def pair_spec(
     module: str, kind: ModuleKind, a: TensorInfo | None, b: TensorInfo | None, note: Note
 ) -> ModuleSpec | Finding:
@@ -63,6 +74,8 @@ def pair_spec(
         b: ``(out, rank)`` or ``(out, rank, 1, …)``; ``None`` if it is missing.
         note: Makes findings.
     """
+    if wrong := name_finding(module, note):
+        return wrong
     if a is None or b is None:
         missing = "lora_A" if a is None else "lora_B"
         return note("missing_factor", module, f"{missing} is missing", "both factors", "Ask its author to upload it.")

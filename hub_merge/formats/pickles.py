@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import math
 import pickletools
+import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import numpy as np
 
 from hub_merge.adapter import Array
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
-from hub_merge.formats.tensors import MAX_TENSORS, TensorInfo, dtype_named
+from hub_merge.formats.tensors import MAX_DIMENSIONS, MAX_NAME, MAX_TENSORS, TensorInfo, dtype_named
 
 __all__ = ["TorchZipStore"]
 
@@ -44,6 +45,14 @@ STORAGES: Mapping[str, str] = {
 
 MAX_PROGRAM = 4_000_000
 """Bytes of the longest pickle that is read: 20 000 tensors take less."""
+
+MAX_DIRECTORY = 4_000_000
+"""Bytes of the longest list of an archive's files that is read: 20 000 storages take less."""
+
+END = struct.Struct("<4s4H2LH")
+END_64 = struct.Struct("<4sQ2H2L4Q")
+LOCATOR_64 = 20
+"""Bytes between the two records at the end of a zip archive."""
 
 DAMAGE = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError)
 """What ``zipfile`` raises for archives that are damaged, encrypted or of a kind it does not know."""
@@ -90,9 +99,11 @@ class TorchZipStore:
         try:
             self._tensors = _tensors(program, path.name)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-            raise _damaged(path.name, repr(error)) from error
+            raise _damaged(path.name, repr(error)[:200]) from error
         for name, tensor in self._tensors.items():
             self._check(name, tensor)
+        if (size := sum(map(_size, self._tensors.values()))) > path.stat().st_size:
+            raise _damaged(path.name, f"its tensors take {size} bytes, more than the file has")
         self.infos: Mapping[str, TensorInfo] = {
             name: TensorInfo(tensor.storage.dtype, tensor.shape) for name, tensor in self._tensors.items()
         }
@@ -120,9 +131,7 @@ class TorchZipStore:
 
     def _check(self, name: str, tensor: _Tensor) -> None:
         """Raise ``AdapterFormatError`` unless the tensor lies inside its storage and its storage inside the file."""
-        storage, numbers = tensor.storage, (tensor.offset, *tensor.shape, *tensor.strides, tensor.storage.count)
-        if len(tensor.shape) != len(tensor.strides) or any(type(n) is not int or n < 0 for n in numbers):
-            raise _damaged(self._path.name, f"{name} has shape {tensor.shape} and strides {tensor.strides}")
+        storage = tensor.storage
         last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
         empty = math.prod(tensor.shape) == 0
         if math.prod(tensor.shape) > storage.count or (last >= storage.count and not empty):
@@ -132,6 +141,10 @@ class TorchZipStore:
             raise _damaged(self._path.name, f"the storage of {name} is missing or has another size")
         if entry.compress_type != zipfile.ZIP_STORED:
             raise _damaged(self._path.name, f"the storage of {name} is compressed, which torch never does")
+
+
+def _size(tensor: _Tensor) -> int:
+    return math.prod(tensor.shape) * dtype_named(tensor.storage.dtype).itemsize
 
 
 def _damaged(file: str, why: str) -> AdapterFormatError:
@@ -157,10 +170,30 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
             f"{path.name} is a pickle of torch before 1.6, without an archive around it.",
             remedy="Where you trust it, load it with torch.load(…, weights_only=True) and save it with safetensors.",
         )
+    if _directory_size(path) > MAX_DIRECTORY:
+        raise _damaged(path.name, f"its list of files takes more than {MAX_DIRECTORY} bytes")
     try:
         return zipfile.ZipFile(path)
     except DAMAGE as error:
         raise _damaged(path.name, str(error) or repr(error)) from error
+
+
+def _directory_size(path: Path) -> int:
+    """Return how long the archive's list of files claims to be, which ``zipfile`` reads as a whole.
+
+    Raises:
+        AdapterFormatError: The file does not end as an archive without a comment does.
+    """
+    tail = END_64.size + LOCATOR_64 + END.size
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - tail))
+        end = file.read(tail)
+    if len(end) < END.size or end[-END.size :][:4] != b"PK\5\6":
+        raise _damaged(path.name, "it does not end as a zip archive does")
+    size: int = END.unpack(end[-END.size :])[5]
+    if len(end) == tail and end[:4] == b"PK\6\6":
+        size = max(END_64.unpack_from(end)[8], 0 if size == 0xFFFFFFFF else size)
+    return size
 
 
 def _program(archive: zipfile.ZipFile, file: str) -> tuple[str, bytes]:
@@ -257,8 +290,8 @@ class _Machine:
         if not isinstance(target, dict):
             raise TypeError("items are set on what is no dict")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            if not isinstance(key, str):
-                raise _refused(self._file, "has keys that are no names")
+            if not isinstance(key, str) or len(key) > MAX_NAME:
+                raise _refused(self._file, "has keys that are no names of tensors")
             target[key] = value
 
     def build(self) -> None:
@@ -274,7 +307,8 @@ class _Machine:
         kind, name, key, _, count = entry
         dtype = STORAGES.get(name.text.removeprefix("torch ")) if name.text.startswith("torch ") else None
         if kind != "storage" or not isinstance(key, str) or dtype is None:
-            raise _refused(self._file, f"has a storage of {name.text}")
+            raise _refused(self._file, f"has a storage of {name.text[:120]}")
+        _require_sizes((count,))
         self.push(_Storage(key, dtype, count))
 
     def call(self) -> None:
@@ -289,7 +323,16 @@ class _Machine:
 def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any) -> _Tensor:
     if not isinstance(storage, _Storage):
         raise TypeError("a tensor has no storage")
+    _require_sizes((offset, *shape, *strides))
+    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor has {len(shape)} dimensions and {len(strides)} strides")
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _require_sizes(numbers: Iterable[Any]) -> None:
+    """Raise ``ValueError`` unless all are whole numbers from 0; what they are instead may be too long to be told."""
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise ValueError("a tensor has a size, stride or offset that is none")
 
 
 def _parameter(tensor: _Tensor, *_: Any) -> _Tensor:

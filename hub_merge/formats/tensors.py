@@ -33,14 +33,31 @@ __all__ = [
     "TensorInfo",
     "TensorStore",
     "dtype_named",
+    "is_finite",
     "widest",
 ]
 
 MAX_HEADER = 25_000_000
 """Bytes; the Hub's own viewer reads no longer header."""
-MAX_TENSORS = 200_000
+MAX_TENSORS = 100_000
+"""An adapter of every expert of the largest mixtures of experts has 90,000."""
 MAX_NAME = 512
+MAX_DIMENSIONS = 8
+MAX_NUMBERS = 16
+"""Commas and brackets a tensor that a header may have; a sound one has fewer than ten."""
 LENGTH_FIELD = 8
+
+FOREIGN: Mapping[bytes, str] = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes it",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"GGUF": "a file for llama.cpp",
+    b"<": "a web page",
+    b"\x1f\x8b": "a gzip archive",
+}
+"""First bytes of what is found under the name of a safetensors file."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -61,8 +78,13 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }
 """Names of safetensors and what they are in numpy."""
 
+BY_NAME: Mapping[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.values()}
+
 FLOATS = ("float64", "float32", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn")
 """Names of the floating dtypes that factors may have, widest range first."""
+
+BFLOAT16_EXPONENT = 0x7F80
+"""All ones in infinity and NaN, and in nothing else."""
 
 WRITABLE = ("float32", "bfloat16", "float16")
 """Dtypes a composite may be written in: what PEFT and the serving engines load."""
@@ -70,7 +92,14 @@ WRITABLE = ("float32", "bfloat16", "float16")
 
 def dtype_named(name: str) -> np.dtype[Any]:
     """Return the numpy dtype called ``name`` (``float32``, ``bfloat16``, ...)."""
-    return next(dtype for dtype in DTYPES.values() if dtype.name == name)
+    return BY_NAME[name]
+
+
+def is_finite(tensor: NDArray[Any]) -> bool:
+    """Whether a floating tensor holds neither NaN nor infinity."""
+    if tensor.dtype == ml_dtypes.bfloat16:  # by its exponent: numpy has no fast loop for this dtype
+        return not ((tensor.view(np.uint16) & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT).any()
+    return bool(np.isfinite(tensor).all())
 
 
 def widest(names: Iterable[str]) -> str:
@@ -137,16 +166,23 @@ def parse_header(head: bytes, file: str, total: int) -> Header:
     length = header_length(head, file, total)
     try:
         text = head[LENGTH_FIELD : LENGTH_FIELD + length].decode()  # json.loads would guess UTF-16 and UTF-32 as well
+        _require_sparse(text)
         entries = json.loads(text, object_pairs_hook=_unique)
         metadata = entries.pop("__metadata__", None)
         infos = Header({name: _tensor_info(entry) for name, entry in entries.items()})
         "".join(infos).encode()  # refuses halves of surrogate pairs
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(file, f"its header does not parse ({error!r})") from error
+        raise _damaged(file, f"its header does not parse ({repr(error)[:200]})") from error
     _check_layout(infos, file, total - LENGTH_FIELD - length)
     if isinstance(metadata, dict):
         infos.metadata = {key: text for key, text in metadata.items() if isinstance(text, str)}
     return infos
+
+
+def _require_sparse(text: str) -> None:
+    """Raise ``ValueError`` if ``text`` has more parts than a header may have, each many times as large once parsed."""
+    if text.count("{") > MAX_TENSORS + 2 or text.count(",") + text.count("[") > MAX_NUMBERS * MAX_TENSORS:
+        raise ValueError(f"it has more parts than {MAX_TENSORS} tensors have")
 
 
 def header_length(head: bytes, file: str, total: int) -> int:
@@ -163,6 +199,8 @@ def header_length(head: bytes, file: str, total: int) -> int:
         raise _damaged(file, f"it has {len(head)} bytes")
     length = int.from_bytes(head[:LENGTH_FIELD], "little")
     if length > MAX_HEADER:
+        if what := next((what for start, what in FOREIGN.items() if head.startswith(start)), None):
+            raise _damaged(file, f"it is {what}")
         raise _damaged(file, f"its header claims {length} bytes, more than {MAX_HEADER}")
     if LENGTH_FIELD + length > total:
         raise _damaged(file, f"its header claims {length} bytes, but the file has {total}")
@@ -187,7 +225,9 @@ def _tensor_info(entry: Mapping[str, Any]) -> TensorInfo:
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if dtype is None:
-        raise ValueError(f"dtype {entry['dtype']!r} is unknown")
+        raise ValueError(f"dtype {str(entry['dtype'])[:40]!r} is unknown")
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
     if not all(type(value) is int and value >= 0 for value in (*shape, begin, end)):
         raise ValueError(f"shape {shape} or offsets {begin}, {end} are no sizes")
     if math.prod(shape) * dtype.itemsize != end - begin:

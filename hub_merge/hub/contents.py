@@ -11,7 +11,7 @@ from hub_merge.choice import FULL_MODELS, Choice, choose
 from hub_merge.errors import AdapterError, AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
 from hub_merge.hub.failures import offline
 from hub_merge.hub.repositories import PinnedRepo
-from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, WEIGHTS_FILE
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
 __all__ = ["Contents", "adapter_files", "contents", "matching_files"]
 
@@ -20,8 +20,7 @@ COMPANIONS = (
     CARD_FILE,
     "LICENSE*",
     "NOTICE*",
-    "tokenizer_config.json",
-    "added_tokens.json",
+    *TOKENIZER_FILES,
     RECORD_FILE,
     RECIPE_FILE,
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hub_merge.bases import same_name
+from hub_merge.frontmatter import read_front_matter
 from hub_merge.hub.references import Reference
 from hub_merge.layout import CARD_FILE
 
@@ -16,9 +18,18 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
-__all__ = ["PinnedRepo", "RemoteFile", "cached_repo", "pinned_repo", "stated_base_models", "stated_license"]
+__all__ = [
+    "PinnedRepo",
+    "RemoteFile",
+    "cached_repo",
+    "is_license",
+    "pinned_repo",
+    "stated_base_models",
+    "stated_license",
+]
 
 BASE_TAG = re.compile(r"base_model:(?:(?:adapter|finetune|quantized|merge):)?(?P<id>[^:]+)")
+LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+_-]{0,59}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -146,13 +157,13 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
             files[path.relative_to(snapshot).as_posix()] = RemoteFile(
                 path.stat().st_size, blob if SHA256.fullmatch(blob) else None
             )
-    card = _card(snapshot / CARD_FILE)
+    card = read_front_matter(snapshot / CARD_FILE)
     return PinnedRepo(
         reference.repo_id,
         reference.revision,
         commit,
         reference.subfolder,
-        license=next(iter(_texts(card.get("license"))), None),
+        license=next(filter(is_license, _texts(card.get("license"))), None),
         author=reference.repo_id.split("/", maxsplit=1)[0],
         base_models=tuple(_texts(card.get("base_model"))),
         files=MappingProxyType(files),
@@ -161,22 +172,16 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
     )
 
 
-def _card(readme: Path) -> Mapping[str, Any]:
-    """Return the front matter of a card, empty if there is none that can be read."""
-    from huggingface_hub import metadata_load
-    from yaml import YAMLError
-
-    try:
-        return (metadata_load(readme) if readme.is_file() else None) or {}
-    except (ValueError, YAMLError):
-        return {}
-
-
 def stated_license(info: ModelInfo) -> str | None:
     """Return the licence that a repository states in its card, else in its tags."""
     stated = _texts(info.card_data.get("license") if info.card_data else None)
     tagged = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
-    return next(iter([*stated, *tagged]), None)
+    return next((text for text in [*stated, *tagged] if is_license(text)), None)
+
+
+def is_license(text: str) -> bool:
+    """Whether ``text`` can be the identifier of a licence; whatever else a card has there is not passed on."""
+    return LICENSE.fullmatch(text) is not None
 
 
 def stated_base_models(info: ModelInfo) -> tuple[str, ...]:
@@ -185,6 +190,17 @@ def stated_base_models(info: ModelInfo) -> tuple[str, ...]:
     card_ids = _texts(info.card_data.get("base_model") if info.card_data else None)
     tag_ids = [match["id"] for match in map(BASE_TAG.fullmatch, info.tags or ()) if match]
     return tuple(dict.fromkeys(field_ids or card_ids or tag_ids))
+
+
+def copied_from(info: ModelInfo) -> str | None:
+    """Return the model that a repository says it is a copy of, quantised or not; ``None`` for anything else."""
+    stated = stated_base_models(info)
+    if len(stated) != 1:
+        return None
+    listed: Any = info.base_models if isinstance(info.base_models, Mapping) else {}
+    card = info.card_data.get("base_model_relation") if info.card_data else None
+    relations = {listed.get("relation"), card, *(tag.split(":")[1] for tag in info.tags or () if tag.count(":") > 1)}
+    return stated[0] if "quantized" in relations or same_name(info.id, stated[0]) else None
 
 
 def _base_ids(stated: Any) -> list[str]:

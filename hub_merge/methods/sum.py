@@ -10,23 +10,31 @@ from hub_merge.adapter import LoraFactors
 from hub_merge.gram import best_rank_k, result_dtype, stack
 from hub_merge.methods.registry import merge_method
 
-__all__ = ["concatenated", "weighted_sum"]
+__all__ = ["combination", "concatenated", "weighted_sum"]
 
 
-def concatenated(parts: Sequence[LoraFactors], weights: Sequence[float]) -> LoraFactors:
-    """Return ``sum_i weights[i] * delta_i`` exactly, by putting the factors side by side.
+def combination(parts: Sequence[LoraFactors], coefficients: Sequence[float]) -> LoraFactors:
+    """Return ``sum_i coefficients[i] * delta_i`` exactly, by putting the factors side by side.
 
-    A stays as it is; weight and scaling go into B, rounded once.
+    A stays as it is stored, in its dtype if the parts share one; coefficient and scaling go into B, float64.
     """
-    dtype = result_dtype(parts)
-    present = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part.rank and weight]
+    present = [(part, number) for part, number in zip(parts, coefficients, strict=True) if part.rank and number]
     if not present:
         return LoraFactors.empty(parts[0].shape)
-    A = np.concatenate([part.A.astype(dtype) for part, _ in present], axis=0)
-    B = np.concatenate(
-        [(weight * part.scaling * part.B.astype(np.float64)).astype(dtype) for part, weight in present], axis=1
-    )
+    dtypes = {part.A.dtype for part, _ in present}
+    dtype = dtypes.pop() if len(dtypes) == 1 else result_dtype(parts)
+    A = np.concatenate([part.A.astype(dtype, copy=False) for part, _ in present], axis=0)
+    B = np.empty((parts[0].shape[0], len(A)))
+    columns = np.cumsum([0, *(part.rank for part, _ in present)])
+    for (part, number), start, stop in zip(present, columns[:-1], columns[1:], strict=True):
+        np.multiply(part.B, number * part.scaling, out=B[:, start:stop], dtype=np.float64)
     return LoraFactors(A, B)
+
+
+def concatenated(parts: Sequence[LoraFactors], coefficients: Sequence[float]) -> LoraFactors:
+    """Return ``combination`` with B rounded once: float32, or float64 if a part is."""
+    exact = combination(parts, coefficients)
+    return LoraFactors(exact.A, exact.B.astype(result_dtype(parts), copy=False))
 
 
 @merge_method(
@@ -56,7 +64,7 @@ def weighted_sum(
         rng: Not used.
 
     Returns:
-        Factors with scaling 1, float32 (float64 if a part is).
+        Factors with scaling 1, float32 (float64 if a part is); without a rank A keeps the dtype that the parts share.
     """
     if rank is None or rank >= sum(part.rank for part in parts):
         return concatenated(parts, weights)

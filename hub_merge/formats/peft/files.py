@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
+from hub_merge.formats.strict_json import parse_json, read_bounded
 from hub_merge.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
-__all__ = ["PICKLES", "adapter_files", "weight_files"]
+__all__ = ["PICKLES", "adapter_files", "contained", "weight_files"]
+
+MAX_INDEX = 4_000_000
+"""Bytes of the longest shard index that is read."""
 
 PICKLES = (".bin", ".pt", ".pth")
 PICKLED_WEIGHTS = "adapter_model.bin"
@@ -51,9 +54,9 @@ def weight_files(names: Iterable[str], index: bytes | None = None, *, allow_pick
 
 def _indexed(index: bytes) -> list[str]:
     try:
-        shards = sorted(set(json.loads(index)["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise AdapterFormatError(f"{INDEX_FILE} is not a shard index: {error!r}.", remedy="Upload it again.") from error
+        shards = sorted(set(parse_json(index, INDEX_FILE, most=MAX_INDEX)["weight_map"].values()))
+    except (AdapterFormatError, KeyError, TypeError, AttributeError) as error:
+        raise AdapterFormatError(f"{INDEX_FILE} is not a shard index: {error}.", remedy="Upload it again.") from error
     if outside := [shard for shard in shards if not isinstance(shard, str) or PurePosixPath(shard).name != shard]:
         raise AdapterFormatError(
             f"{INDEX_FILE} points to {outside[0]!r}, out of its folder.", remedy="Do not use this adapter."
@@ -69,15 +72,42 @@ def _all_shards(shards: Sequence[str]) -> list[str]:
     return [f"adapter_model-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
 
 
+def contained(folder: Path, name: str) -> Path:
+    """Return the file ``name`` of ``folder``, or raise if it is a link to somewhere else.
+
+    A link may stay inside the folder, or lead to the blobs of the Hub cache that the folder is a snapshot of.
+
+    Raises:
+        AdapterFormatError: It leads out of the folder.
+    """
+    path, root = folder / name, folder.resolve()
+    target = path.resolve()
+    if any(target.is_relative_to(place) for place in (root, *_blobs(root))):
+        return path
+    raise AdapterFormatError(
+        f"{name} is a link that leads out of its folder.", remedy="Put the file itself there if you trust it."
+    )
+
+
+def _blobs(folder: Path) -> Iterator[Path]:
+    """Yield where the Hub cache keeps the files of the snapshot that ``folder`` is or lies in, alone and shared."""
+    for place in (folder, *folder.parents):
+        if place.parent.name == "snapshots" and place.parent.parent.name.startswith("models--"):
+            yield from (place.parent.parent / "blobs", place.parent.parent.parent / "blobs")
+
+
 def adapter_files(folder: Path, *, allow_pickle: bool = False) -> tuple[str, ...]:
     """Return the names of the files an adapter is read from: its config, then its weights.
 
     Raises:
-        AdapterFormatError: A file is missing.
+        AdapterFormatError: A file is missing, or a link that leads out of the folder.
         UnsupportedAdapter: The weights are a pickle.
     """
-    index = (folder / INDEX_FILE).read_bytes() if (folder / INDEX_FILE).is_file() else None
-    return (
-        CONFIG_FILE,
-        *weight_files((path.name for path in folder.iterdir() if path.is_file()), index, allow_pickle=allow_pickle),
-    )
+    index = None
+    if (folder / INDEX_FILE).is_file():
+        index = read_bounded(contained(folder, INDEX_FILE), most=MAX_INDEX)
+    present = [path.name for path in folder.iterdir() if path.is_file()]
+    names = (CONFIG_FILE, *weight_files(present, index, allow_pickle=allow_pickle))
+    for name in names:
+        contained(folder, name)
+    return names

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hub_merge.adapter import Adapter, LoraFactors, ModuleKind, ModuleSpec, Origin
+from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
 from hub_merge.formats.names import COMPONENTS, is_unet_name
 from hub_merge.formats.pairs import Note, factors_of, leftover_findings, notes_of, pair_spec
 from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, parse_config, read_scalings
-from hub_merge.formats.peft.files import PICKLES, adapter_files
+from hub_merge.formats.peft.files import PICKLES, adapter_files, contained
 from hub_merge.formats.peft.targets import safe_targets, target_findings
-from hub_merge.formats.pickles import TorchZipStore
+from hub_merge.formats.strict_json import parse_json, read_bounded
 from hub_merge.formats.tensors import (
     HeaderStore,
     JoinedStore,
@@ -26,12 +27,25 @@ from hub_merge.formats.tensors import (
     TensorStore,
     parse_header,
 )
-from hub_merge.layout import COMPONENT_KEY, CONFIG_FILE
+from hub_merge.layout import COMPONENT_KEY, CONFIG_FILE, TOKENIZER_FILES
 
-__all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder"]
+__all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder", "read_tokens"]
+
+MAX_TOKENS = 4_000_000
+"""Bytes of the longest file of a tokenizer that is read; Gemma's has 1.2 million."""
 
 WRAPPERS = re.compile(r"(?:module\.)?(?:base_model\.(?:model\.)?)?(?:module\.)?")
 """PEFT's prefix, with that of DistributedDataParallel around or inside it."""
+
+HEADS = ("lm_head", "embed_out")
+VOCABULARY = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|shared|lm_head|embed_out)"
+    r"(?:\.base_layer|\.modules_to_save(?:\.\w+)?)?\.weight$"
+)
+"""Whole tensors with a row for each token."""
+
+TASK_TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
+REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(?:/[\w.-]{1,99}){0,3}")
 
 FACTOR = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<side>[AB])(?:\.[^.]+)?\.weight|lora_embedding_(?P<embedding_side>[AB])(?:\.[^.]+)?)"
@@ -128,6 +142,7 @@ def adapter_from_tensors(
     note = notes_of(name)
     pairs, others = _sort_keys(store.infos)
     scalings = read_scalings(config)
+    scalings.require_cheap(pairs)
     sorted_out = {module: _spec(module, pairs[module], store.infos, scalings, note) for module in sorted(pairs)}
     specs = {module: spec for module, spec in sorted_out.items() if isinstance(spec, ModuleSpec)}
     findings = [
@@ -135,6 +150,7 @@ def adapter_from_tensors(
         *(spec for spec in sorted_out.values() if isinstance(spec, Finding)),
         *leftover_findings(others, LEFTOVERS, note),
         *target_findings(config, scalings, specs, name),
+        *_task_findings(config, name),
     ]
     if not pairs:
         findings.append(note("no_factors", "", "the file holds no LoRA factors", "lora_A and lora_B tensors"))
@@ -152,13 +168,14 @@ def adapter_from_tensors(
         modules=modules,
         load=load,
         base_model=_text(config.get("base_model_name_or_path")) or None,
-        base_revision=_text(config.get("revision")),
-        task_type=_text(config.get("task_type")),
+        base_revision=_text_like(REVISION, config.get("revision")),
+        task_type=_text_like(TASK_TYPE, config.get("task_type")),
         target_modules=safe_targets(config, specs),
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         findings=tuple(findings),
         has_values=store.has_values,
         added_tokens=added_tokens or {},
+        vocabulary=_vocabulary(specs, store.infos),
         origin=origin or Origin(),
     )
 
@@ -184,9 +201,28 @@ def _inside(component: str, specs: Mapping[str, ModuleSpec]) -> dict[str, Module
     }
 
 
+def _vocabulary(specs: Mapping[str, ModuleSpec], infos: Mapping[str, TensorInfo]) -> int | None:
+    """Return the rows of the vocabulary, as far as the shapes of the file tell them and agree."""
+    sizes = {spec.shape[1] for spec in specs.values() if spec.kind == "embedding"}
+    sizes |= {spec.shape[0] for name, spec in specs.items() if name.rpartition(".")[2] in HEADS}
+    sizes |= {info.shape[0] for key, info in infos.items() if len(info.shape) == 2 and VOCABULARY.search(key)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def _text(value: object) -> str | None:
     """Return plain text, also for the text enumerations of PEFT, or ``None`` for anything else."""
     return str.__str__(value) if isinstance(value, str) else None
+
+
+def _text_like(form: re.Pattern[str], value: object) -> str | None:
+    text = _text(value)
+    return text if text and form.fullmatch(text) else None
+
+
+def _task_findings(config: Mapping[str, Any], name: str) -> Iterator[Finding]:
+    if config.get("task_type") and _text_like(TASK_TYPE, config["task_type"]) is None:
+        seen, expected = "task_type is not the name of a task", "one of PEFT's, such as CAUSAL_LM"
+        yield Finding("caution", "task_unknown", name, "task_type", seen, expected, "It is left out.")
 
 
 def open_folder(folder: Path, *, name: str, origin: Origin, allow_pickle: bool = False) -> Adapter:
@@ -200,21 +236,34 @@ def open_folder(folder: Path, *, name: str, origin: Origin, allow_pickle: bool =
 
     Raises:
         AdapterFormatError: A file is missing or damaged.
+        BudgetExceeded: The weights are larger than a limit allows.
         UnsupportedAdapter: It is not a LoRA adapter with safetensors weights.
     """
-    config = parse_config((folder / CONFIG_FILE).read_bytes())
+    config = parse_config(read_bounded(contained(folder, CONFIG_FILE), most=MAX_CONFIG))
     files = adapter_files(folder, allow_pickle=allow_pickle)
-    store = JoinedStore(_store(folder / file) for file in files[1:])
+    paths = [folder / file for file in files[1:]]
+    budget().require_bytes(sum(path.stat().st_size for path in paths), name)
+    store = JoinedStore(map(_store, paths))
     origin = replace(origin, files=files)
     return adapter_from_tensors(config, store, name=name, origin=origin, added_tokens=_added_tokens(folder))
 
 
 def _store(path: Path) -> TensorStore:
-    return TorchZipStore(path) if path.suffix in PICKLES else SafetensorsStore(path)
+    if path.suffix not in PICKLES:
+        return SafetensorsStore(path)
+    from hub_merge.formats.pickles import TorchZipStore  # rarely needed, and slow to import
+
+    return TorchZipStore(path)
 
 
 def adapter_from_headers(
-    config: bytes, headers: Mapping[str, bytes], sizes: Mapping[str, int], *, name: str, origin: Origin
+    config: bytes,
+    headers: Mapping[str, bytes],
+    sizes: Mapping[str, int],
+    *,
+    name: str,
+    origin: Origin,
+    tokens: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Adapter:
     """Build an adapter from its config and the headers of its weight files; its numbers cannot be read.
 
@@ -224,27 +273,44 @@ def adapter_from_headers(
         sizes: Size of each weight file in bytes.
         name: Short name.
         origin: Where it came from.
+        tokens: Content of tokenizer files by name.
     """
     stores = [HeaderStore(parse_header(head, file, sizes[file])) for file, head in headers.items()]
-    return adapter_from_tensors(parse_config(config), JoinedStore(stores), name=name, origin=origin)
+    added = read_tokens(tokens)
+    return adapter_from_tensors(parse_config(config), JoinedStore(stores), name=name, origin=origin, added_tokens=added)
 
 
 def _added_tokens(folder: Path) -> dict[int, str]:
     """Return the tokens that the adapter's tokenizer files add to or mark in the vocabulary, by id."""
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return read_tokens({name: read_bounded(contained(folder, name), most=MAX_TOKENS) for name in present})
+
+
+def read_tokens(files: Mapping[str, bytes]) -> dict[int, str]:
+    """Return the tokens that tokenizer files, by name, add to or mark in the vocabulary, by id.
+
+    Raises:
+        AdapterFormatError: One of them does not parse, or they contradict each other.
+    """
     tokens: dict[int, str] = {}
-    for file in ("tokenizer_config.json", "added_tokens.json"):
-        path = folder / file
-        if not path.is_file() or path.stat().st_size > 20 * MAX_CONFIG:
-            continue
-        try:
-            content = json.loads(path.read_bytes().decode("utf-8-sig"))
-            if file == "added_tokens.json":
-                tokens |= {int(number): str(token) for token, number in content.items()}
-            else:
-                decoder = content.get("added_tokens_decoder") or {}
-                tokens |= {int(number): str(token["content"]) for number, token in decoder.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise AdapterFormatError(
-                f"{file} of the adapter does not parse: {error!r}.", remedy="Remove or repair that file."
-            ) from error
+    for name, text in files.items():
+        for number, token in _named_tokens(name, text).items():
+            if tokens.setdefault(number, token) != token:
+                raise AdapterFormatError(
+                    f"Token {number} of the adapter is {tokens[number]!r} in one of its files and {token!r} in {name}.",
+                    remedy="Ask its author to repair the tokenizer.",
+                )
     return tokens
+
+
+def _named_tokens(name: str, text: bytes) -> dict[int, str]:
+    content = parse_json(text, name, most=MAX_TOKENS)
+    try:
+        if name == "added_tokens.json":
+            return {int(number): str(token) for token, number in content.items()}
+        decoder = content.get("added_tokens_decoder") or {}
+        return {int(number): str(token["content"]) for number, token in decoder.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise AdapterFormatError(
+            f"{name} of the adapter names no tokens: {repr(error)[:200]}.", remedy="Remove or repair that file."
+        ) from error

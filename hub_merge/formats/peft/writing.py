@@ -1,39 +1,43 @@
-"""Writing in the portable profile: one rank, ``lora_alpha == r``, no patterns and no variants."""
+"""Writing: alpha is the rank in every module, so that the scaling is 1; no variants; one rank, or one a module."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hub_merge.adapter import Adapter, LoraFactors, ModuleSpec
-from hub_merge.errors import MergeError, ProofFailed
+from hub_merge.adapter import Adapter, ModuleSpec
+from hub_merge.errors import MergeError
 from hub_merge.formats.names import is_flat
-from hub_merge.formats.pairs import factor_shapes
-from hub_merge.formats.tensors import dtype_named, safetensors_writer
+from hub_merge.formats.peft.patterns import matches
+from hub_merge.formats.writing import Layout, write_factors
 from hub_merge.layout import COMPONENT_KEY, CONFIG_FILE, WEIGHTS_FILE
 
-__all__ = ["only_component", "rounded", "write_portable"]
+__all__ = ["only_component", "rank_fields", "write_folder"]
 
 PREFIX = "base_model.model."
 
 
-def write_portable(
-    adapter: Adapter, folder: Path, *, base_model: str | None, dtype: str, rank: int, progress: Callable[[str], None]
+def write_folder(
+    adapter: Adapter,
+    folder: Path,
+    *,
+    base_model: str | None,
+    dtype: str,
+    rank: int | None,
+    progress: Callable[[str], None],
 ) -> None:
-    """Write ``adapter`` to the existing, empty ``folder`` in the portable profile.
-
-    One module is in memory at a time. Factors of a smaller rank are padded with zeros, which leaves the delta as it is.
+    """Write ``adapter`` to the existing, empty ``folder``.
 
     Args:
-        adapter: What to write; its scaling goes into B.
+        adapter: What to write.
         folder: Existing folder without these files.
         base_model: Base to name in the config, a Hub id, or ``None``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        rank: The one rank of the file, at least that of every module.
+        rank: The one rank of the file, at least that of every module; ``None`` for the rank of each module.
         progress: Called with each module's name when it is written.
 
     Raises:
@@ -41,20 +45,12 @@ def write_portable(
         ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
     """
     component = only_component(adapter)
-    config = _portable_config(adapter, base_model, rank, component)
+    config = _config(adapter, base_model, rank, component)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    infos = {}
-    for spec in adapter.modules.values():
-        a_key, b_key = _factor_keys(spec)
-        a_shape, b_shape = factor_shapes(spec, rank)
-        infos[a_key], infos[b_key] = (dtype, a_shape), (dtype, b_shape)
     metadata = {COMPONENT_KEY: component} if component else {}
-    with safetensors_writer(folder / WEIGHTS_FILE, infos, metadata) as writer:
-        for module, spec in adapter.modules.items():
-            A, B = rounded(adapter.factors(module), module, rank, dtype)
-            for key, tensor in zip(_factor_keys(spec), (A, B), strict=True):
-                writer.write(key, tensor.reshape(infos[key][1]))
-            progress(module)
+    layout = Layout(_factor_keys)
+    path = folder / WEIGHTS_FILE
+    write_factors(path, adapter, layout, dtype=dtype, rank=rank, progress=progress, metadata=metadata)
 
 
 def only_component(adapter: Adapter) -> str:
@@ -77,23 +73,6 @@ def only_component(adapter: Adapter) -> str:
     return components[0] if components else ""
 
 
-def rounded(
-    factors: LoraFactors, module: str, rank: int, dtype: str
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Return A and B as they are written: of ``rank``, in ``dtype``, with the scaling in B.
-
-    Raises:
-        ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
-    """
-    A, B = _padded(factors, rank, dtype)
-    if not (np.isfinite(A).all() and np.isfinite(B).all()):
-        raise ProofFailed(
-            f"{module} would hold NaN or infinity in {dtype}.",
-            remedy="Try --dtype float32 or bfloat16, or smaller weights.",
-        )
-    return A, B
-
-
 def _factor_keys(spec: ModuleSpec) -> tuple[str, str]:
     module = spec.local_name
     if spec.kind == "embedding":
@@ -101,26 +80,38 @@ def _factor_keys(spec: ModuleSpec) -> tuple[str, str]:
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
-def _padded(factors: LoraFactors, rank: int, dtype: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    out_features, in_features = factors.shape
-    A = np.zeros((rank, in_features), dtype_named(dtype))
-    B = np.zeros((out_features, rank), dtype_named(dtype))
-    scaled = factors.B if factors.scaling == 1.0 else factors.scaling * factors.B.astype(np.float64)
-    with np.errstate(over="ignore"):  # the caller looks for infinity
-        A[: factors.rank] = factors.A.astype(A.dtype, copy=False)
-        B[:, : factors.rank] = scaled.astype(B.dtype, copy=False)
-    return A, B
+def rank_fields(modules: Mapping[str, ModuleSpec], rank: int | None) -> dict[str, Any]:
+    """Return the fields of the config that state rank and alpha, which are equal in every module.
+
+    Args:
+        modules: The modules of the file, all of one component.
+        rank: The one rank of all; ``None`` to name, by patterns, the modules that differ from the most frequent rank.
+    """
+    specs = {spec.local_name: spec for spec in modules.values()}
+    counts = Counter(spec.rank for spec in specs.values())
+    common = rank or max(counts, key=lambda value: (counts[value], value))
+    others = {_pattern(name, specs): spec.rank for name, spec in specs.items() if rank is None and spec.rank != common}
+    return {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": others}
 
 
-def _portable_config(adapter: Adapter, base_model: str | None, rank: int, component: str) -> dict[str, Any]:
+def _pattern(module: str, modules: Collection[str]) -> str:
+    """Return the pattern that, by PEFT's rule, matches ``module`` and no other of ``modules``.
+
+    The name does, unless it is the end of a longer name, or a dot in it, which stands for any character, matches there.
+    """
+    if any(matches(module, other) for other in modules if other != module):
+        return f"^{re.escape(module)}"
+    return module
+
+
+def _config(adapter: Adapter, base_model: str | None, rank: int | None, component: str) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": adapter.task_type,
         "base_model_name_or_path": base_model,
         "revision": None,
         "inference_mode": True,
-        "r": rank,
-        "lora_alpha": rank,
+        **rank_fields(adapter.modules, rank),
         "lora_dropout": 0.0,
         "target_modules": sorted(target.removeprefix(f"{component}.") for target in adapter.target_modules),
         "fan_in_fan_out": adapter.fan_in_fan_out,
@@ -129,8 +120,6 @@ def _portable_config(adapter: Adapter, base_model: str | None, rank: int, compon
         "init_lora_weights": True,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
         "use_rslora": False,
         "use_dora": False,
     }
