@@ -11,10 +11,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import jinja2
 import yaml
 
 from hub_merge.bases import HUB_ID
@@ -27,6 +26,9 @@ from hub_merge.methods import Method, get_method
 from hub_merge.privacy import one_line, scrub
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Weight
 from hub_merge.scores import started_alike
+
+if TYPE_CHECKING:
+    import jinja2
 
 __all__ = ["Markdown", "code_span", "escape", "published_card", "render_card", "scrub", "update_card"]
 
@@ -365,6 +367,8 @@ def _without_none(value: Any) -> Any:
 
 @cache
 def _environment() -> jinja2.Environment:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hub_merge"),
         undefined=jinja2.StrictUndefined,

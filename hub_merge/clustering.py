@@ -87,9 +87,11 @@ def _seeds(distances: Float64, clusters: int, starts: int, rng: np.random.Genera
 
 def _draw(nearest: Float64, chosen: Labels, count: int, rng: np.random.Generator) -> Labels:
     """Draw points in proportion to ``nearest``; evenly among the rest where only copies of the chosen are left."""
-    rest = np.ones_like(nearest)
-    np.put_along_axis(rest, chosen, 0.0, axis=1)
-    mass = np.cumsum(np.where(nearest.sum(axis=1, keepdims=True) > 0, nearest, rest), axis=1)
+    mass = np.cumsum(nearest, axis=1)
+    if (mass[:, -1] <= 0).any():
+        rest = np.ones_like(nearest)
+        np.put_along_axis(rest, chosen, 0.0, axis=1)
+        mass = np.where(mass[:, -1:] > 0, mass, np.cumsum(rest, axis=1))
     levels = rng.random((len(nearest), count)) * mass[:, -1:]
     drawn: Labels = np.minimum((mass[:, None] <= levels[:, :, None]).sum(axis=2), nearest.shape[1] - 1)
     return drawn

@@ -15,8 +15,7 @@ from statistics import median
 
 from hub_merge.adapter import LoraFactors
 from hub_merge.findings import Finding, caution
-from hub_merge.formats.tensors import is_finite
-from hub_merge.gram import inner_products, singular_values, stack
+from hub_merge.gram import norm_and_peak
 from hub_merge.recipe import Weight, weight_for
 
 __all__ = ["ModuleStatistic", "dominance_findings", "measure", "outlier_findings"]
@@ -57,14 +56,9 @@ def measure(factors: LoraFactors) -> ModuleStatistic:
     """Return norm and spectrum of a delta, from its factors alone."""
     (out_features, in_features), rank = factors.shape, max(1, factors.rank)
     chance = (1 + math.sqrt(rank / out_features)) ** 2 * (1 + math.sqrt(rank / in_features)) ** 2 / rank
-    if not (is_finite(factors.A) and is_finite(factors.B)):
-        return ModuleStatistic(math.nan, 0.0, min(1.0, chance))
-    stacked = stack([factors])
-    square = float(inner_products(stacked, 1)[0, 0])
-    if not (0 < square < math.inf):
-        return ModuleStatistic(square, 0.0, min(1.0, chance))
-    largest = float(singular_values(stacked)[0]) ** 2
-    return ModuleStatistic(square, min(1.0, largest / square), min(1.0, chance))
+    square, largest = norm_and_peak(factors)
+    concentration = min(1.0, largest / square) if square > 0 else 0.0
+    return ModuleStatistic(square, concentration, min(1.0, chance))
 
 
 def outlier_findings(names: Sequence[str], statistics: Sequence[Statistics]) -> Iterator[Finding]:

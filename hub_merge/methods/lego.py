@@ -19,6 +19,9 @@ __all__ = ["Pool", "canonical_order", "lego", "pool_units", "unit_products"]
 
 Canonical = Literal["none", "balance", "svd"]
 Clustering = Literal["kmeans", "ward"]
+FOLD = 32
+"""Rows that are reduced as one."""
+
 Feature = Literal["raw", "unit_halves"]
 
 
@@ -124,19 +127,32 @@ class Pool:
 
     def ordered(self, order: NDArray[np.intp]) -> Pool:
         """Return the units in another order, or some of them."""
-        return Pool(self.A[order], self.B[:, order], self.scale_a[order], self.scale_b[order])
+        return Pool(self.A[order], np.take(self.B, order, axis=1), self.scale_a[order], self.scale_b[order])
 
     def norms(self, norm: str) -> Float64:
         """Return the norm of each unit, ``inf`` or ``l2``, ``(N,)``."""
         if norm == "inf":
-            return np.maximum(np.abs(self.scale_a) * _peaks(self.A, 1), np.abs(self.scale_b) * _peaks(self.B, 0))
+            return np.maximum(np.abs(self.scale_a) * _row_peaks(self.A), np.abs(self.scale_b) * _column_peaks(self.B))
         norms: Float64 = np.hypot(self.scale_a * _lengths(self.A, 1), self.scale_b * _lengths(self.B, 0))
         return norms
 
 
-def _peaks(X: Array, axis: int) -> Float64:
-    """Return the largest absolute value along ``axis``."""
-    peaks: Float64 = np.maximum(X.max(axis), -X.min(axis)).astype(np.float64)
+def _row_peaks(X: Array) -> Float64:
+    """Return the largest absolute value of each row."""
+    peaks: Float64 = np.maximum(X.max(axis=1), -X.min(axis=1)).astype(np.float64)
+    return peaks
+
+
+def _column_peaks(X: Array) -> Float64:
+    """Return the largest absolute value of each column.
+
+    Several rows are taken as one, for numpy is slow to reduce short rows.
+    """
+    rows, columns = X.shape
+    even = rows - rows % FOLD
+    folded = np.ascontiguousarray(X[:even]).reshape(-1, FOLD * columns)
+    both = [np.maximum(block.max(axis=0, initial=0), -block.min(axis=0, initial=0)) for block in (folded, X[even:])]
+    peaks: Float64 = np.maximum(both[0].reshape(FOLD, columns).max(axis=0), both[1]).astype(np.float64)
     return peaks
 
 
