@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from hub_merge.errors import AdapterFormatError, AdapterNotFound
 from hub_merge.layout import CONFIG_FILE, DIFFUSERS_FILE, INDEX_FILE, KOHYA_FILE, MLX_FILE
 
-__all__ = ["FULL_MODELS", "Choice", "choose"]
+__all__ = ["FULL_MODELS", "PICKLED_WEIGHTS", "PICKLES", "Choice", "all_shards", "choose"]
 
 FULL_MODELS = ("model*.safetensors", "diffusion_pytorch_model*.safetensors", "consolidated*.safetensors")
 """Weights of a full model, whatever is beside them."""
-PEFT_WEIGHTS = ("adapter_model*.safetensors", "adapter_model.bin")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+PICKLED_WEIGHTS = "adapter_model.bin"
+PEFT_WEIGHTS = ("adapter_model*.safetensors", PICKLED_WEIGHTS)
+SHARD = re.compile(r"adapter_model-[0-9]{5}-of-([0-9]{5})\.safetensors")
 USUAL = (DIFFUSERS_FILE, KOHYA_FILE, MLX_FILE)
 MOST_NAMED = 8
 
@@ -77,3 +81,9 @@ def _candidates(names: Collection[str]) -> list[str]:
         if name.endswith((".safetensors", ".gguf"))
         and not any(fnmatchcase(name, pattern) for pattern in (*FULL_MODELS, *PEFT_WEIGHTS))
     )
+
+
+def all_shards(names: Iterable[str]) -> list[str]:
+    """Return every name that the numbered shards among ``names`` must have together; none if none is numbered."""
+    count = next((int(found[1]) for name in sorted(names) if (found := SHARD.fullmatch(name))), 0)
+    return [f"adapter_model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from hub_merge.choice import FULL_MODELS, Choice, choose
+from hub_merge.choice import FULL_MODELS, PICKLED_WEIGHTS, PICKLES, Choice, all_shards, choose
 from hub_merge.errors import AdapterError, AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
 from hub_merge.hub.failures import offline
 from hub_merge.hub.repositories import PinnedRepo
@@ -15,7 +14,6 @@ from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RE
 
 __all__ = ["Contents", "adapter_files", "contents", "matching_files"]
 
-SHARD = re.compile(r"adapter_model-\d+-of-(\d+)\.safetensors")
 COMPANIONS = (
     CARD_FILE,
     "LICENSE*",
@@ -24,8 +22,6 @@ COMPANIONS = (
     RECORD_FILE,
     RECIPE_FILE,
 )
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
-PICKLED_WEIGHTS = "adapter_model.bin"
 CONVERT = (
     f"Read {PICKLED_WEIGHTS} with --allow-pickle (allow_pickle=True), which runs none of it, or ask its author for "
     "safetensors: `model.save_pretrained(folder, safe_serialization=True)`."
@@ -103,7 +99,7 @@ def adapter_files(pinned: PinnedRepo, *, allow_pickle: bool = False) -> tuple[st
 def matching_files(pinned: PinnedRepo, patterns: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the folder's files that match a pattern and are no pickles, sorted."""
     wanted = tuple(patterns)
-    return tuple(sorted(name for name in pinned.names() if _matches(name, wanted) and not _matches(name, PICKLES)))
+    return tuple(sorted(name for name in pinned.names() if _matches(name, wanted) and not name.endswith(PICKLES)))
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -111,16 +107,13 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _shards(pinned: PinnedRepo, names: frozenset[str]) -> tuple[str, ...]:
-    found = sorted((match[0], int(match[1])) for match in map(SHARD.fullmatch, names) if match)
-    if not found or INDEX_FILE not in names:
-        return ()
-    total = found[0][1]
-    if len(found) == total:
-        return tuple(name for name, _ in found)
+    wanted = all_shards(names) if INDEX_FILE in names else []
+    if names.issuperset(wanted):
+        return tuple(wanted)
     if pinned.from_cache:
         raise offline(pinned.label)
     raise AdapterFormatError(
-        f"{pinned.label} holds {len(found)} of the {total} files of its weights.",
+        f"{pinned.label} holds {len(names.intersection(wanted))} of the {len(wanted)} files of its weights.",
         remedy="Take a revision at which all are uploaded.",
     )
 
@@ -136,7 +129,7 @@ def _explanation(pinned: PinnedRepo, names: frozenset[str]) -> HubMergeError:
             f"{pinned.label} holds a full model ({full[0]}), not a LoRA adapter.",
             remedy="Take another repository.",
         )
-    pickles = sorted(name for name in names if _matches(name, PICKLES))
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         return UnsupportedAdapter(
             f"{pinned.label} holds its weights as a pickle only ({', '.join(pickles[:MOST_NAMED])}), "

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
+from hub_merge.choice import PICKLED_WEIGHTS, PICKLES, all_shards
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
 from hub_merge.formats.strict_json import parse_json, read_bounded
 from hub_merge.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
-__all__ = ["PICKLES", "adapter_files", "contained", "weight_files"]
+__all__ = ["adapter_files", "contained", "weight_files"]
 
 MAX_INDEX = 4_000_000
 """Bytes of the longest shard index that is read."""
-
-PICKLES = (".bin", ".pt", ".pth")
-PICKLED_WEIGHTS = "adapter_model.bin"
-SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 
 
 def weight_files(names: Iterable[str], index: bytes | None = None, *, allow_pickle: bool = False) -> tuple[str, ...]:
@@ -35,8 +31,9 @@ def weight_files(names: Iterable[str], index: bytes | None = None, *, allow_pick
     present = set(names)
     if WEIGHTS_FILE in present:
         return (WEIGHTS_FILE,)
-    shards = _indexed(index) if index is not None else sorted(filter(SHARD.fullmatch, present))
-    if missing := [shard for shard in _all_shards(shards) if shard not in present]:
+    listed = _indexed(index) if index is not None else []
+    shards = all_shards(listed or present) or listed
+    if missing := [shard for shard in shards if shard not in present]:
         raise AdapterFormatError(f"Shard {missing[0]} is missing.", remedy="Download the adapter again.")
     if shards:
         return tuple(shards)
@@ -62,14 +59,6 @@ def _indexed(index: bytes) -> list[str]:
             f"{INDEX_FILE} points to {outside[0]!r}, out of its folder.", remedy="Do not use this adapter."
         )
     return shards
-
-
-def _all_shards(shards: Sequence[str]) -> list[str]:
-    """Return every name that a numbered set of shards must have."""
-    if not shards or not SHARD.fullmatch(shards[0]):
-        return list(shards)
-    count = shards[0].rpartition("-of-")[2].partition(".")[0]
-    return [f"adapter_model-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
 
 
 def contained(folder: Path, name: str) -> Path:

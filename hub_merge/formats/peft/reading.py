@@ -11,12 +11,13 @@ from typing import Any
 
 from hub_merge.adapter import Adapter, LoraFactors, ModuleKind, ModuleSpec, Origin
 from hub_merge.budgets import budget
+from hub_merge.choice import PICKLES
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
 from hub_merge.formats.names import COMPONENTS, is_unet_name
 from hub_merge.formats.pairs import Note, factors_of, leftover_findings, notes_of, pair_spec
 from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, parse_config, read_scalings
-from hub_merge.formats.peft.files import PICKLES, adapter_files, contained
+from hub_merge.formats.peft.files import adapter_files, contained
 from hub_merge.formats.peft.targets import safe_targets, target_findings
 from hub_merge.formats.strict_json import parse_json, read_bounded
 from hub_merge.formats.tensors import (
