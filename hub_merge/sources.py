@@ -108,17 +108,25 @@ def open_headers(
     subfolder: str | None = None,
     hub: Hub,
     tokens: bool = True,
+    download: bool = True,
 ) -> Opened:
     """Open an adapter from its config and tensor headers alone; on the Hub that costs kilobytes.
 
-    Args and errors are those of ``open_adapter``; ``tokens=False`` leaves out the tokenizer of a Hub adapter. The
-    numbers of a local adapter stay readable.
+    Args and errors are those of ``open_adapter``; ``tokens=False`` leaves out the tokenizer of a Hub adapter. Weights
+    without such headers (GGUF, pickles) are pulled, or refused with ``download=False``. The numbers of a local adapter
+    stay readable.
     """
     if (place := _local_place(reference, subfolder)) is not None:
         adapter = _named_errors(str(reference), lambda: _open_local(place, hub.allow_pickle))
         return Opened(_affordable(adapter), 0, _size(adapter))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
-    if not hub.contents(pinned).has_headers:
+    found = hub.contents(pinned)
+    if not found.has_headers:
+        if not download:
+            raise UnsupportedAdapter(
+                f"{reference}: {found.weights[0]} has no header that can be read alone.",
+                remedy="Check this adapter by its name, which downloads it.",
+            )
         adapter = open_adapter(reference, revision=revision, subfolder=subfolder, hub=hub)
         return Opened(adapter, _size(adapter), _size(adapter))
     opened = _named_errors(str(reference), lambda: _from_headers(pinned, hub, tokens=tokens))

@@ -139,6 +139,39 @@ def test_what_a_format_cannot_hold_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "mlx"])
+def test_a_rank_for_each_module_is_refused_by_formats_of_one_rank_before_anything_is_opened(
+    format: str, command: Callable[..., Any]
+) -> None:
+    words = ("compress", "./not-there", "-o", "out", "--profile", "peft", "--rank", "4", "--format", format)
+    done = command(*words)
+    assert isinstance(done.exception, MergeError) and f"format {format} cannot hold" in done.exception.problem
+    assert "--format peft" in (done.exception.remedy or "")
+
+
+def test_ranks_of_a_pipelines_layers_are_named_as_peft_knows_them(
+    tmp_path: Path, rng: np.random.Generator, style: Tensors
+) -> None:
+    wide, flat = LAYER.replace("to_q", "to_k"), FLAT.replace("to_q", "to_k")
+    style[f"{flat}.lora_down.weight"] = 10 * rng.standard_normal((4, 7)).astype(np.float32)
+    style[f"{flat}.lora_up.weight"] = rng.standard_normal((8, 4)).astype(np.float32)
+    save_file(style, tmp_path / "style.safetensors")
+    adapter = Adapter.from_pretrained(tmp_path / "style.safetensors")
+    output = merge([adapter], "svd", rank="auto", energy=0.9999, profile="peft").save_pretrained(tmp_path / "out")
+    config = json.loads((output / "adapter_config.json").read_text())
+    again = Adapter.from_pretrained(output)
+    ranks = {spec.local_name: spec.rank for spec in again.modules.values()}
+    assert set(again.modules) == {LAYER, wide} and len(set(ranks.values())) == 2
+    assert config["rank_pattern"] == {name: rank for name, rank in ranks.items() if rank != config["r"]}
+
+
+def test_a_compression_writes_other_formats_too(tmp_path: Path, style: Tensors, command: Callable[..., Any]) -> None:
+    save_file(style, tmp_path / "style.safetensors")
+    done = command("compress", "style.safetensors", "-o", "out", "--rank", "1", "--format", "kohya", "--json")
+    assert done.exit_code == 0, done.output
+    assert load_file(tmp_path / "out" / "lora.safetensors")[f"{FLAT}.lora_down.weight"].shape == (1, 5)
+
+
 def test_a_replaced_composite_leaves_nothing_of_its_former_format(tmp_path: Path, style: Tensors) -> None:
     save_file(style, tmp_path / "style.safetensors")
     adapter = Adapter.from_pretrained(tmp_path / "style.safetensors")
@@ -341,4 +374,6 @@ def test_a_pickle_of_the_hub_is_only_fetched_where_that_is_allowed(
     assert np.array_equal(adapter.factors("h.0.c_attn").delta(), twin.factors("h.0.c_attn").delta())
     opened = open_headers("alice/old", hub=allowed)
     assert opened.adapter.modules == twin.modules
+    with pytest.raises(UnsupportedAdapter, match="no header that can be read alone"):
+        open_headers("alice/old", hub=allowed, download=False)
     assert opened.bytes_total == sum(map(len, files.values()))
