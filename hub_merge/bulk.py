@@ -145,7 +145,7 @@ class _Judge:
     def __call__(self, listing: Listing) -> Verdict:
         reference = f"{listing.repo_id}@{listing.commit}" if listing.commit else listing.repo_id
         try:
-            opened = open_headers(reference, hub=self._hub, tokens=False)
+            opened = open_headers(reference, hub=self._hub, tokens=False, download=False)
         except HubMergeError as error:
             kind: Kind = "unavailable" if isinstance(error, HubUnavailable) else "unreadable"
             code = type(error).__name__

@@ -16,7 +16,9 @@ from urllib.parse import quote
 
 from hub_merge.bases import HUB_ID
 from hub_merge.errors import MergeError
+from hub_merge.formats.names import COMPONENTS
 from hub_merge.frontmatter import split_front_matter
+from hub_merge.layout import DIFFUSERS_FILE, FILE_FORMATS, KOHYA_FILE
 from hub_merge.licenses import LicenseVerdict, united
 from hub_merge.methods import Method, get_method
 from hub_merge.privacy import one_line, scrub
@@ -294,7 +296,7 @@ def _front_matter(record: MergeRecord) -> dict[str, Any]:
     content = {
         "base_model": base,
         "base_model_relation": "adapter" if base else None,
-        "library_name": "peft",
+        "library_name": _library(record),
         "pipeline_tag": task[0] if task else None,
         "tags": _tags(record, base, is_transformers=task is not None),
         "license": verdict.identifier,
@@ -303,6 +305,23 @@ def _front_matter(record: MergeRecord) -> dict[str, Any]:
         "hub_merge": _machine_readable(record, verdict),
     }
     return {key: cleaned(value) for key, value in content.items() if value is not None}
+
+
+def _library(record: MergeRecord) -> str:
+    """Return what the Hub calls the library that loads the composite."""
+    if _format(record) == "mlx":
+        return "mlx"
+    return "diffusers" if _components(record) else "peft"
+
+
+def _format(record: MergeRecord) -> str:
+    written = record.output.get("format", "peft")
+    return written if written in FILE_FORMATS else "peft"
+
+
+def _components(record: MergeRecord) -> list[str]:
+    """Return the models of a pipeline that the composite is for; none for a model of its own."""
+    return [name for name in record.output.get("components", ()) if name in COMPONENTS]
 
 
 def _tags(record: MergeRecord, base: str | None, *, is_transformers: bool) -> list[str]:
@@ -394,7 +413,12 @@ def environment() -> jinja2.Environment:
 
 def _usage(record: MergeRecord, repo_id: Markdown | None) -> dict[str, Any]:
     base, rank, task = hub_id(record.base_model), record.output["rank"], _task_type(record)
+    names = [str(file["name"]) for file in weight_files(record.output["files"])]
     return {
+        "library": _library(record),
+        "format": _format(record),
+        "component": next(iter(_components(record)), None),
+        "file": next((name for name in names if name in (KOHYA_FILE, DIFFUSERS_FILE)), None),
         "base": base or Markdown("BASE_MODEL"),
         "repo_id": repo_id or Markdown("path/to/this/adapter"),
         "loader": TASKS.get(task or "", (None, "AutoModel"))[1],

@@ -209,24 +209,28 @@ def _vocabulary_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
 
 
 def _shape_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
-    first: dict[str, tuple[str, tuple[str, tuple[int, int]]]] = {}
+    first: dict[str, tuple[str, tuple[str, tuple[int, int], tuple[int, ...]]]] = {}
     for adapter in adapters:
         clashes = []
         for name, spec in adapter.modules.items():
-            owner, expected = first.setdefault(name, (adapter.name, (spec.kind, spec.shape)))
-            if (spec.kind, spec.shape) != expected:
+            owner, expected = first.setdefault(name, (adapter.name, (spec.kind, spec.shape, spec.kernel)))
+            if (spec.kind, spec.shape, spec.kernel) != expected:
                 clashes.append((name, spec, owner, expected))
         if clashes:
-            name, spec, owner, (kind, shape) = clashes[0]
+            name, spec, owner, (kind, shape, kernel) = clashes[0]
             vocabulary = "embed" in name or "lm_head" in name or spec.kind == "embedding"
             yield problem(
                 "vocabulary_differs" if vocabulary else "shape_differs",
                 _some(clash[0] for clash in clashes),
-                f"{name} is {spec.kind} {list(spec.shape)}",
-                f"{kind} {list(shape)} as in {owner}",
+                f"{name} is {spec.kind} {_size(spec.shape, spec.kernel)}",
+                f"{kind} {_size(shape, kernel)} as in {owner}",
                 "Their vocabularies differ." if vocabulary else "They were trained on different bases.",
                 adapter=adapter.name,
             )
+
+
+def _size(shape: tuple[int, int], kernel: tuple[int, ...]) -> str:
+    return f"{list(shape)}" + (f" of kernel {list(kernel)}" if kernel else "")
 
 
 def _layout_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -126,13 +126,11 @@ def compose(
         energy = ENERGY
     ranks = _ranks(parents, weights, method, found, rank, energy or ENERGY, profile)
     specs = {
-        module: ModuleSpec(
-            module,
-            parts[0].kind,
-            parts[0].shape,
-            method.output_rank([spec.rank for spec in parts], ranks[module]),
-            1.0,
-            "float32",
+        module: replace(
+            parts[0],
+            rank=method.output_rank([spec.rank for spec in parts], ranks[module]),
+            scaling=1.0,
+            dtype="float32",
         )
         for module, parts in found.items()
     }

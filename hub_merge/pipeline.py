@@ -15,6 +15,7 @@ from hub_merge.adapter import Adapter, Origin
 from hub_merge.advise import Advice, advise
 from hub_merge.budgets import budget
 from hub_merge.card import published_card, render_card, update_card
+from hub_merge.choice import choose
 from hub_merge.compat import Compatibility, check, total_rank
 from hub_merge.composite import Composite, compose
 from hub_merge.errors import (
@@ -29,7 +30,9 @@ from hub_merge.errors import (
     RecipeError,
 )
 from hub_merge.findings import Finding, Report
-from hub_merge.formats.peft import contained, open_folder, write_folder
+from hub_merge.formats.opening import open_adapter_files
+from hub_merge.formats.output import get_format
+from hub_merge.formats.peft import contained
 from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
@@ -236,9 +239,9 @@ def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> 
             remedy=f"Its local adapters: {', '.join(local.values()) or 'none'}.",
         )
     places = {model: given.get(name, folder / model) for model, name in local.items()}
-    if folder != Path() and (absent := [path for path in places.values() if not path.is_dir()]):
+    if folder != Path() and (absent := [path for path in places.values() if not path.exists()]):
         raise AdapterNotFound(
-            f"{absent[0]}: There is no such folder.",
+            f"{absent[0]}: There is no such folder or file.",
             remedy=f"Put it there, or name where it is: hub-merge merge RECIPE.yaml PATH/TO/{absent[0].name} -o FOLDER",
         )
     return [places.get(source.model, source.model) for source in recipe.models]
@@ -331,6 +334,7 @@ def save(
     adapter: Adapter,
     folder: Path,
     *,
+    format: str = "peft",
     force: bool = False,
     picture: bool = False,
     base_license: str | None = None,
@@ -343,6 +347,7 @@ def save(
     Args:
         adapter: What to write.
         folder: Where to; created with its parents.
+        format: ``peft``, or ``kohya``, ``diffusers`` or ``mlx`` where that format can hold the adapter.
         force: Replace a composite that is there; what was written around our part of a composite's card stays.
         picture: Draw the scores too (needs matplotlib).
         base_license: Licence of the base model, where it is known.
@@ -353,14 +358,18 @@ def save(
         OutputExists: ``folder`` exists and ``force`` is not set, or it is a parent's or holds something else too.
         ProofFailed: What was written is not what was asked for; nothing is left behind.
         IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
+        MergeError: The format cannot hold the adapter, or its profile.
     """
+    target = get_format(format)
     composite = adapter if isinstance(adapter, Composite) else merge([adapter])
+    target.require_profile(composite.profile)
     folder = folder.expanduser()
     _require_no_parent(folder, composite)
+    target.require(composite)
     _require_room(composite, folder)
     total = len(composite.modules)
     with staged(folder, force, PUBLISHED_FILES) as stage:
-        write_folder(
+        target.write(
             composite,
             stage,
             base_model=composite.base_model,
@@ -368,11 +377,13 @@ def save(
             rank=composite.uniform_rank,
             progress=_counter("write", total, progress),
         )
-        written = open_folder(stage, name=composite.name, origin=Origin(folder=stage))
+        written = open_adapter_files(stage, choose(target.files), name=composite.name, origin=Origin(folder=stage))
         scoring = Scoring(composite.parents, composite.weights)
         proof = prove(stage, written, composite, _counter("prove", total, progress), scoring)
         _require_proof(proof)
-        _document(composite, stage, proof, scoring.result(), picture=picture, base_license=base_license)
+        scores = scoring.result()
+        record = build_record(composite, stage, scores, proof, base_license, target)
+        _document(record, stage, scores if picture else None)
         if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
             _keep_words(folder / CARD_FILE, stage / CARD_FILE)
     return folder
@@ -419,18 +430,15 @@ def _require_proof(proof: Proof) -> None:
         )
 
 
-def _document(
-    composite: Composite, stage: Path, proof: Proof, scores: Scores, *, picture: bool, base_license: str | None
-) -> None:
-    """Write record, recipe, picture and card beside the proved files in ``stage``."""
-    record = build_record(composite, stage, scores, proof, base_license)
+def _document(record: MergeRecord, stage: Path, pictured: Scores | None) -> None:
+    """Write record, recipe, card and, with scores to draw, a picture beside the proved files in ``stage``."""
     (stage / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
     (stage / RECIPE_FILE).write_text(record.recipe.to_yaml(), encoding="utf-8")
-    if picture:
+    if pictured is not None:
         from hub_merge.plots import heat_map
 
-        heat_map(scores, stage / PICTURE_FILE)
-    card = render_card(record, picture=PICTURE_FILE if picture else None)
+        heat_map(pictured, stage / PICTURE_FILE)
+    card = render_card(record, picture=PICTURE_FILE if pictured is not None else None)
     (stage / CARD_FILE).write_text(card, encoding="utf-8")
 
 
@@ -558,6 +566,7 @@ def merge_to_folder(
     hub: Hub,
     sources_from: Path = Path(),
     parents: Sequence[str | Path] = (),
+    format: str = "peft",
     force: bool = False,
     picture: bool = False,
     progress: Progress = _silent,
@@ -565,10 +574,12 @@ def merge_to_folder(
     """Carry out ``recipe``, write the composite to ``output`` and return its record; see ``run`` and ``save``."""
     output = output.expanduser()
     require_free(output, force, PUBLISHED_FILES)
+    get_format(format).require_profile(recipe.profile)  # told before anything is downloaded
     composite = run(recipe, hub=hub, folder=sources_from, parents=parents, progress=progress)
     save(
         composite,
         output,
+        format=format,
         force=force,
         picture=picture,
         base_license=_base_license(composite, hub),

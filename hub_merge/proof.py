@@ -19,6 +19,7 @@ import safetensors
 
 from hub_merge.adapter import Adapter, Array, LoraFactors
 from hub_merge.composite import Composite
+from hub_merge.formats.output import get_format
 from hub_merge.formats.peft import covered, parse_config, rank_fields
 from hub_merge.gram import (
     Float64,
@@ -30,7 +31,7 @@ from hub_merge.gram import (
     result_dtype,
     stack,
 )
-from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
+from hub_merge.layout import CONFIG_FILE
 from hub_merge.methods.sum import combination
 from hub_merge.parallel import map_modules
 from hub_merge.scores import ModuleScores, Scoring, modules_of, parents_of
@@ -259,25 +260,37 @@ def _as_predicted(retention: Sequence[Retention], norms: Float64, tolerance: flo
 
 def _structure_checks(folder: Path, written: Adapter, asked: Composite) -> tuple[Check, ...]:
     """Check the file as any loader will see it."""
-    config = parse_config((folder / CONFIG_FILE).read_bytes())
+    weights = folder / written.origin.files[-1]
     missing, extra = asked.modules.keys() - written.modules.keys(), written.modules.keys() - asked.modules.keys()
     shapes = [
-        name
-        for name in asked.modules.keys() & written.modules.keys()
-        if asked.modules[name].shape != written.modules[name].shape
+        name for name in asked.modules.keys() & written.modules.keys() if _shape(asked, name) != _shape(written, name)
     ]
+    findings = [finding.describe() for finding in written.findings if finding.severity == "problem"]
+    return (
+        _parser_check(weights, get_format(written.format).tensors * len(asked.modules)),
+        Check("modules", not (missing or extra), _listed(("missing", missing), ("unexpected", extra))),
+        Check("shapes", not shapes, _listed(("of another shape", shapes))),
+        *(_peft_checks(folder, written, asked, findings) if written.format == "peft" else _plain_checks(findings)),
+    )
+
+
+def _plain_checks(findings: Sequence[str]) -> Iterator[Check]:
+    yield Check("content", not findings, "; ".join(findings) or "factors and nothing else")
+
+
+def _peft_checks(folder: Path, written: Adapter, asked: Composite, findings: Sequence[str]) -> Iterator[Check]:
+    config = parse_config((folder / CONFIG_FILE).read_bytes())
     targets = config.get("target_modules")
     listed = targets if isinstance(targets, list) else []
     untargeted = [module for module in written.modules if not covered(module, listed)]
-    findings = [finding.describe() for finding in written.findings if finding.severity == "problem"]
     problems = [*_config_problems(config, asked), *findings]
-    return (
-        _parser_check(folder / WEIGHTS_FILE, 2 * len(asked.modules)),
-        Check("modules", not (missing or extra), _listed(("missing", missing), ("unexpected", extra))),
-        Check("shapes", not shapes, _listed(("of another shape", shapes))),
-        Check("config", not problems, "; ".join(problems) or f"{_ranks(asked)}, alpha equals rank, no variant"),
-        Check("targets", not untargeted, _listed(("that target_modules does not select", untargeted))),
-    )
+    yield Check("config", not problems, "; ".join(problems) or f"{_ranks(asked)}, alpha equals rank, no variant")
+    yield Check("targets", not untargeted, _listed(("that target_modules does not select", untargeted)))
+
+
+def _shape(adapter: Adapter, module: str) -> tuple[tuple[int, int], tuple[int, ...]]:
+    spec = adapter.modules[module]
+    return spec.shape, spec.kernel
 
 
 def _listed(*groups: tuple[str, Collection[str]]) -> str:

@@ -13,9 +13,10 @@ from hub_merge.adapter import Adapter, Origin
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.errors import AdapterNotFound, ProofFailed
+from hub_merge.formats.output import FileFormat
 from hub_merge.formats.peft import contained
 from hub_merge.formats.strict_json import read_bounded
-from hub_merge.layout import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
+from hub_merge.layout import RECORD_FILE
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
 from hub_merge.scores import Scores
@@ -31,7 +32,7 @@ MAX_RECORD = 10_000_000
 
 
 def build_record(
-    composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None
+    composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None, target: FileFormat
 ) -> MergeRecord:
     """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
     bases = {standing.adapter: standing.stands_for for standing in composite.compatibility.bases}
@@ -62,7 +63,9 @@ def build_record(
             "dtype": composite.dtype,
             "modules": len(composite.modules),
             "task_type": composite.task_type,
-            "files": [asdict(file_digest(folder / name)) for name in (CONFIG_FILE, WEIGHTS_FILE)],
+            "format": target.name,
+            "components": sorted({spec.component for spec in composite.modules.values() if spec.component}),
+            "files": [asdict(file_digest(folder / name)) for name in target.files],
         },
         findings=tuple(finding.to_dict() for finding in composite.compatibility.report.findings),
         scores=scores.to_dict(modules=False),
@@ -106,8 +109,9 @@ def parent_of(adapter: Adapter, weight: Weight, base: str | None = None) -> Pare
 def pinned_reference(origin: Origin, name: str) -> str:
     """Return the reference that finds something again: a Hub id with its commit, or ``./name`` for a local folder."""
     if origin.repo_id is None:
-        return f"./{name}"
-    return f"{origin.repo_id}@{origin.commit}" + (f":{origin.subfolder}" if origin.subfolder else "")
+        return f"./{origin.file or name}"
+    place = f"{origin.subfolder}/{origin.file}".strip("/")
+    return f"{origin.repo_id}@{origin.commit}" + (f":{place}" if place else "")
 
 
 def read_record(folder: Path) -> MergeRecord:
@@ -137,8 +141,9 @@ def reopen(parent: Parent, local: Sequence[Adapter], hub: Hub) -> Adapter:
     if parent.repo_id is not None:
         from hub_merge.hub import Reference
 
-        place = Reference(parent.repo_id, parent.commit, parent.subfolder)  # refuses a path in place of a repository
-        adapter = open_adapter(f"hf://{place.repo_id}", revision=place.revision, subfolder=place.subfolder, hub=hub)
+        weights = parent.files[-1]["name"] if parent.files else ""
+        place = Reference(parent.repo_id, parent.commit, parent.subfolder, weights)  # refuses what leads elsewhere
+        adapter = open_adapter(f"hf://{place.repo_id}/{place.place}".rstrip("/"), revision=place.revision, hub=hub)
         require_files(adapter, parent.files, parent.model)
         return adapter.renamed(parent.name)
     if not parent.files:

@@ -318,7 +318,7 @@ class MergeRecord:
         parents: The adapters that went in.
         base_model: Canonical base, ``None`` if unknown.
         base_license: Licence of the base, where it could be read.
-        output: ``{rank, dtype, modules, task_type, files}`` of the composite.
+        output: ``{rank, dtype, modules, task_type, format, components, files}`` of the composite.
         findings: Cautions and accepted problems, as plain data.
         scores: The orthogonality scores, as plain data (``scores.Scores.to_dict``).
         proof: What re-reading the written file showed (``proof.Proof.to_dict``).

@@ -199,7 +199,8 @@ def test_the_command_narrows_the_list_and_resumes(run: Any, tmp_path: Path) -> N
     ("words", "says"),
     [
         ([], "--base"),
-        (["--base", BASE, "--full"], "--full needs the names of adapters"),
+        (["--base", BASE, "--full"], "need the names of adapters"),
+        (["--base", BASE, "--allow-pickle"], "--allow-pickle need the names of adapters"),
         (["./a", "--limit", "3"], "--limit belongs to a check of what the Hub lists"),
         (["./a", "--resume", "x"], "--resume belongs to"),
     ],

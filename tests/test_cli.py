@@ -271,7 +271,7 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_would_be_right(run: Run,
 
 
 REFUSALS = {
-    "a folder that is not there": (["check", "./none"], "./none: There is no such folder.", "Check the path"),
+    "a folder that is not there": (["check", "./none"], "./none: There is no such folder or file.", "Check the path"),
     "a folder without an adapter": (["inspect", "."], "holds no adapter_config.json", "foreign, link, math, medicine"),
     "no reference at all": (["inspect", "gpt2"], "'gpt2' is not a repository of the Hub.", "Write owner/name"),
     "an unknown method": (["merge", "./math", "--method", "legoo", "-o", "o"], "no merge method", "Did you mean lego?"),
@@ -316,7 +316,7 @@ REFUSALS = {
     ),
     "a recipe whose adapter is elsewhere": (
         ["merge", "full/local.yaml", "-o", "o"],
-        "full/math: There is no such folder.",
+        "full/math: There is no such folder or file.",
         "hub-merge merge RECIPE.yaml PATH/TO/math -o FOLDER",
     ),
     "a folder that no recipe asks for": (

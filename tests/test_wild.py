@@ -17,16 +17,18 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from hub_merge.adapter import Adapter
+from hub_merge.adapter import Adapter, Origin
 from hub_merge.bases import read_base
 from hub_merge.errors import AdapterError, AdapterFormatError, HubMergeError, IncompatibleAdapters, UnsupportedAdapter
-from hub_merge.formats.peft import adapter_from_tensors, parse_config
+from hub_merge.formats.mlx import adapter_from_mlx
+from hub_merge.formats.peft import adapter_from_tensors, parse_config, read_object
 from hub_merge.formats.tensors import ArrayStore
 from hub_merge.hub import Hub
 from hub_merge.pipeline import compress, merge, verify
 from hub_merge.ranks import Profile
 from hub_merge.scores import score
 from tests.helpers import Dense
+from tests.verdicts import TABLE, table
 
 pytestmark = pytest.mark.wild
 
@@ -129,6 +131,15 @@ def test_every_real_folder_opens_or_is_refused_for_what_its_files_are(wild: Path
             assert (not [f for f in adapter.findings if f.severity == "problem"]) is is_plain(folder), folder.name
 
 
+def test_every_verdict_is_the_recorded_one_and_has_a_reason(wild: Path) -> None:
+    """Opening, checking and judging all of them takes seconds; nothing crashes, nothing hangs."""
+    assert table(wild) == TABLE.read_text(encoding="utf-8"), "look at each change, then run `python -m tests.verdicts`"
+    lines = TABLE.read_text(encoding="utf-8").splitlines()[8:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert len(rows) > 70
+    assert all(reason for _, _, verdict, reason in rows if verdict == "refused")
+
+
 def test_every_broken_folder_is_refused_with_the_right_reason(wild: Path) -> None:
     found = folders(wild / "adapters_broken")
     assert len(found) >= 10
@@ -151,6 +162,10 @@ def test_every_real_config_is_read_or_refused_by_a_typed_error(wild: Path) -> No
             content = json.loads(text.decode("utf-8-sig"))
         except ValueError:
             content = None
+        if isinstance(content, dict) and "lora_parameters" in content:
+            mlx = adapter_from_mlx(read_object(text), ArrayStore({}), name=path.stem, origin=Origin())
+            assert [found.code for found in mlx.findings] == ["no_factors"]
+            assert mlx.base_model == content["model"]
         if not isinstance(content, dict) or content.get("peft_type") != "LORA":
             with pytest.raises(AdapterError) as refused:
                 parse_config(text)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from hub_merge.cli.framework import Group, RankType, filter_options, output_options, run_cli
+from hub_merge.cli.framework import Group, RankType, filter_options, output_options, run_cli, writing_options
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
     from hub_merge.ranks import Profile, Rank
-    from hub_merge.recipe import Recipe
+    from hub_merge.recipe import MergeRecord, Recipe
 
 __all__ = ["cli", "main"]
 
@@ -28,6 +28,9 @@ token_option = click.option(
     "--token",
     metavar="TOKEN",
     help="Hub token. It stays in the shell's history: prefer HF_TOKEN or `hf auth login`.",
+)
+pickle_option = click.option(
+    "--allow-pickle", is_flag=True, help="Read adapter_model.bin, a pickle, too; none of it is run."
 )
 weights_option = click.option(
     "--weights",
@@ -66,7 +69,8 @@ force_option = click.option("--force", is_flag=True, help="Replace the folder if
 def cli() -> None:
     """Find, check, score, merge, prove and publish LoRA adapters, without loading a base model.
 
-    An adapter is a Hub id (owner/name, owner/name@revision:subfolder), the address of its page, or a folder.
+    An adapter is a Hub id (owner/name, owner/name@revision:subfolder), the address of its page, a folder, or a file.
+    It may be in the format of PEFT, kohya and LyCORIS, diffusers, MLX-LM or llama.cpp.
     """
 
 
@@ -135,12 +139,13 @@ def search(
     print_listings(out, found)
 
 
-@cli.command(examples=["inspect someone/math-lora", "inspect ./my-adapter --json"])
+@cli.command(examples=["inspect someone/math-lora", "inspect ./my-adapter --json", "inspect style.safetensors"])
 @click.argument("adapter")
 @click.option("--revision", metavar="REVISION", help="Branch, tag or commit.")
+@pickle_option
 @token_option
 @output_options
-def inspect(out: Output, adapter: str, revision: str | None, token: str | None) -> None:
+def inspect(out: Output, adapter: str, revision: str | None, token: str | None, allow_pickle: bool) -> None:
     """Show what one adapter is, without its weights.
 
     Config and tensor headers tell it, which costs kilobytes, whatever the size of the adapter.
@@ -148,7 +153,8 @@ def inspect(out: Output, adapter: str, revision: str | None, token: str | None) 
     from hub_merge.cli.show import print_inspection
     from hub_merge.pipeline import inspect_reference
 
-    print_inspection(out, *inspect_reference(adapter, revision=revision, hub=_hub(out, token)))
+    hub = _hub(out, token, allow_pickle=allow_pickle)
+    print_inspection(out, *inspect_reference(adapter, revision=revision, hub=hub))
 
 
 @cli.command(
@@ -162,6 +168,7 @@ def inspect(out: Output, adapter: str, revision: str | None, token: str | None) 
 @base_option
 @allow_option
 @click.option("--full", is_flag=True, help="Download the weights too and look at their numbers.")
+@pickle_option
 @filter_options
 @click.option("--limit", metavar="N", type=click.IntRange(1, 1000), help="Most adapters to list.  [default: 200]")
 @click.option(
@@ -179,6 +186,7 @@ def check(
     allow: tuple[str, ...],
     full: bool,
     token: str | None,
+    allow_pickle: bool,
     **listed: Any,
 ) -> None:
     """Tell whether adapters fit together: every problem at once.
@@ -193,12 +201,11 @@ def check(
     from hub_merge.pipeline import check_references
 
     if not adapters:
-        _check_listed(out, base, allow, full, token, **listed)
+        _check_listed(out, base, allow, full or allow_pickle, token, **listed)
         return
     _refuse_given(listed, "belongs to a check of what the Hub lists: name no adapter")
-    result = check_references(
-        adapters, hub=_hub(out, token), base=base, allow=allow, full=full, progress=out.progress()
-    )
+    hub = _hub(out, token, allow_pickle=allow_pickle)
+    result = check_references(adapters, hub=hub, base=base, allow=allow, full=full, progress=out.progress())
     print_compatibility(out, result, adapters)
     if not result.compatible:
         raise click.exceptions.Exit(1)
@@ -214,7 +221,7 @@ def _check_listed(
     out: Output,
     base: str | None,
     allow: tuple[str, ...],
-    full: bool,
+    whole: bool,
     token: str | None,
     *,
     limit: int | None,
@@ -231,8 +238,10 @@ def _check_listed(
         raise click.UsageError(
             "Missing argument 'ADAPTER...'. Name adapters, or a base model with --base to check what the Hub lists."
         )
-    if full:
-        raise click.UsageError("--full needs the names of adapters: what the Hub lists is judged by headers alone.")
+    if whole:
+        raise click.UsageError(
+            "--full and --allow-pickle need the names of adapters: what the Hub lists is judged by headers alone."
+        )
     hub = _hub(out, token, patience=BULK_PATIENCE)
     found = hub.search(base, license=license_, sort=sort or "downloads", limit=limit or 200, **filters)
     verdicts = check_listed(found, base, hub=hub, allow=allow, report=resume)
@@ -249,6 +258,7 @@ def _check_listed(
     help="Draw a heat map (.png, .svg or .pdf; needs matplotlib).",
 )
 @click.option("--modules", is_flag=True, help="With --json, add the scores of every module.")
+@pickle_option
 @click.option("--exact-signs", is_flag=True, help="Count conflicts of signs entry by entry; takes much longer.")
 @token_option
 @output_options
@@ -260,6 +270,7 @@ def score(
     modules: bool,
     exact_signs: bool,
     token: str | None,
+    allow_pickle: bool,
 ) -> None:
     """Score how orthogonal the deltas of adapters are.
 
@@ -272,7 +283,7 @@ def score(
     numbers = _numbers(weights, adapters)
     scores = score_references(
         adapters,
-        hub=_hub(out, token),
+        hub=_hub(out, token, allow_pickle=allow_pickle),
         weights=numbers,
         exact_signs=exact_signs,
         progress=out.progress(),
@@ -299,6 +310,7 @@ def score(
 )
 @base_option
 @allow_option
+@pickle_option
 @token_option
 @output_options
 def advise(
@@ -308,6 +320,7 @@ def advise(
     base: str | None,
     allow: tuple[str, ...],
     token: str | None,
+    allow_pickle: bool,
 ) -> None:
     """Suggest a method, weights and a rank, with reasons.
 
@@ -317,9 +330,8 @@ def advise(
     from hub_merge.cli.show import print_advice
     from hub_merge.pipeline import advise_on_references
 
-    advice = advise_on_references(
-        adapters, hub=_hub(out, token), base=base, allow=allow, max_rank=max_rank, progress=out.progress()
-    )
+    hub = _hub(out, token, allow_pickle=allow_pickle)
+    advice = advise_on_references(adapters, hub=hub, base=base, allow=allow, max_rank=max_rank, progress=out.progress())
     print_advice(out, advice, adapters, base=base, allow=allow)
 
 
@@ -331,6 +343,7 @@ def advise(
         "merge someone/math-lora other/medicine-lora -o math-medicine",
         "merge ./math ./medicine --weights 1,0.5 --method lego --rank 8 -o out",
         "merge ./math ./medicine --rank auto --energy 0.95 -o out",
+        "merge style.safetensors other/style-lora --format kohya -o out",
         "merge recipe.yaml -o out",
     ]
 )
@@ -353,10 +366,19 @@ def advise(
 @allow_option
 @click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
 @force_option
+@pickle_option
 @token_option
-@output_options
+@writing_options
 def merge(
-    out: Output, adapters: tuple[str, ...], output: Path, force: bool, plot: bool, token: str | None, **asked: Any
+    out: Output,
+    adapters: tuple[str, ...],
+    output: Path,
+    force: bool,
+    plot: bool,
+    token: str | None,
+    allow_pickle: bool,
+    file_format: str,
+    **asked: Any,
 ) -> None:
     """Merge adapters into one, and prove the written file.
 
@@ -370,7 +392,8 @@ def merge(
     result = merge_to_folder(
         _recipe(adapters, **asked) if path is None else _read_recipe(path),
         output,
-        hub=_hub(out, token),
+        hub=_hub(out, token, allow_pickle=allow_pickle),
+        format=file_format,
         sources_from=path.parent if path else Path(),
         parents=adapters[1:] if path else (),
         force=force,
@@ -471,37 +494,90 @@ def _require_auto(rank: Rank | None, energy: float | None) -> None:
 @base_option
 @allow_option
 @force_option
+@pickle_option
 @token_option
-@output_options
-def compress(out: Output, adapter: str, output: Path, force: bool, token: str | None, **asked: Any) -> None:
+@writing_options
+def compress(out: Output, adapter: str, output: Path, **asked: Any) -> None:
     """Write an adapter at a smaller rank, and prove the written file.
 
     It is as close to the adapter as that rank allows (truncated SVD). Record, recipe and model card are written beside
     it, as for a merge.
     """
     from hub_merge.cli.show import print_compression
+
+    print_compression(out, output, _write_one(out, adapter, output, method="svd", **asked))
+
+
+@cli.command(
+    examples=[
+        "convert style.safetensors -o style --format diffusers",
+        "convert someone/mlx-lora -o math",
+        "convert loha.safetensors -o small --rank 32 --format kohya",
+    ]
+)
+@click.argument("adapter")
+@output_option
+@click.option("--rank", metavar="N", type=click.IntRange(1), help="Truncate to this rank, with the least error.")
+@dtype_option
+@base_option
+@allow_option
+@force_option
+@pickle_option
+@token_option
+@writing_options
+def convert(out: Output, adapter: str, output: Path, **asked: Any) -> None:
+    """Write one adapter in another format, and prove the written file.
+
+    Every delta stays what it is: the error that is shown is the relative distance of what was written to what was read,
+    0 where not even rounding changed it. LoHa and LoKr are expanded exactly; --rank truncates.
+    """
+    from hub_merge.cli.show import print_conversion
+
+    print_conversion(out, output, _write_one(out, adapter, output, energy=None, profile=None, **asked))
+
+
+def _write_one(
+    out: Output,
+    adapter: str,
+    output: Path,
+    *,
+    force: bool,
+    token: str | None,
+    allow_pickle: bool,
+    file_format: str,
+    method: str | None = None,
+    **asked: Any,
+) -> MergeRecord:
+    """Write one adapter alone to ``output`` and return its record."""
     from hub_merge.pipeline import merge_to_folder
 
-    recipe = _recipe((adapter,), method="svd", weights=None, options=(), seed=None, **asked)
-    hub = _hub(out, token)
-    print_compression(out, output, merge_to_folder(recipe, output, hub=hub, force=force, progress=out.progress()))
+    return merge_to_folder(
+        _recipe((adapter,), method=method, weights=None, options=(), seed=None, **asked),
+        output,
+        hub=_hub(out, token, allow_pickle=allow_pickle),
+        format=file_format,
+        force=force,
+        progress=out.progress(),
+    )
 
 
 @cli.command(examples=["verify someone/math-medicine", "verify ./math-medicine ./math ./medicine"])
 @click.argument("composite")
 @click.argument("parents", nargs=-1, metavar="[PARENT]...")
+@pickle_option
 @token_option
 @output_options
-def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | None) -> None:
+def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | None, allow_pickle: bool) -> None:
     """Prove that a composite is the merge its record tells of.
 
-    Its parents are fetched at their recorded commits and merged again. PARENT is the folder of one that was local when
-    the composite was made; it is recognised by its hashes. The exit code is 1 when the proof fails.
+    Its parents are fetched at their recorded commits and merged again. PARENT is the folder or file of one that was
+    local when the composite was made; it is recognised by its hashes. The exit code is 1 when the proof fails.
     """
     from hub_merge.cli.show import print_proof
     from hub_merge.pipeline import verify as verify_composite
 
-    proof = verify_composite(composite, parents=parents, hub=_hub(out, token), progress=out.progress())
+    hub = _hub(out, token, allow_pickle=allow_pickle)
+    proof = verify_composite(composite, parents=parents, hub=hub, progress=out.progress())
     print_proof(out, composite, proof)
     if not proof.passed:
         raise click.exceptions.Exit(1)

@@ -14,10 +14,11 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from hub_merge.cli.output import Output, OutputMode, program_name, tell
+from hub_merge.cli.output import OUTPUT_MODES, Output, OutputMode, program_name, tell
 from hub_merge.errors import HubMergeError
+from hub_merge.layout import FILE_FORMATS
 
-__all__ = ["Command", "Group", "RankType", "filter_options", "output_options", "run_cli"]
+__all__ = ["Command", "Group", "RankType", "filter_options", "output_options", "run_cli", "writing_options"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -110,24 +111,58 @@ def output_options(function: Function) -> Function:
     def wrapper(
         *args: Any, output_format: OutputMode | None, as_json: bool, quiet: bool, no_truncate: bool, **kwargs: Any
     ) -> Any:
-        if (output_format is not None) + as_json + quiet > 1:
-            raise click.UsageError("--format, --json and --quiet exclude each other.")
-        mode = output_format or ("json" if as_json else "quiet" if quiet else "auto")
-        return function(*args, out=Output(mode, truncate=not no_truncate), **kwargs)
+        return function(*args, out=_output(output_format, as_json, quiet, no_truncate), **kwargs)
 
+    help_text = "How to print.  [default: auto, which is agent for a coding agent, else human]"
+    format_option = click.option("--format", "output_format", type=click.Choice(OUTPUT_MODES), help=help_text)
+    return _with_options(wrapper, format_option)  # type: ignore[no-any-return]
+
+
+def writing_options(function: Function) -> Function:
+    """Add the output options to a command that writes an adapter: its ``--format`` also takes the files' format.
+
+    The command gets that as ``file_format``, ``peft`` by default.
+    """
+
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any, formats: tuple[str, ...], as_json: bool, quiet: bool, no_truncate: bool, **kwargs: Any
+    ) -> Any:
+        modes = [name for name in formats if name in OUTPUT_MODES]
+        files = [name for name in formats if name in FILE_FORMATS]
+        if len(files) > 1 or len(modes) > 1:
+            raise click.UsageError("--format takes one format of files and one way to print.")
+        mode: Any = modes[0] if modes else None
+        out = _output(mode, as_json, quiet, no_truncate)
+        return function(*args, out=out, file_format=files[0] if files else "peft", **kwargs)
+
+    format_option = click.option(
+        "--format",
+        "formats",
+        multiple=True,
+        type=click.Choice((*FILE_FORMATS, *OUTPUT_MODES)),
+        metavar="FORMAT",
+        help=f"Format of the files: {', '.join(FILE_FORMATS)}; or how to print: {', '.join(OUTPUT_MODES)}.  "
+        "[default: peft, auto]",
+    )
+    return _with_options(wrapper, format_option)  # type: ignore[no-any-return]
+
+
+def _output(mode: OutputMode | None, as_json: bool, quiet: bool, no_truncate: bool) -> Output:
+    if (mode is not None) + as_json + quiet > 1:
+        raise click.UsageError("--format, --json and --quiet exclude each other.")
+    return Output(mode or ("json" if as_json else "quiet" if quiet else "auto"), truncate=not no_truncate)
+
+
+def _with_options(wrapper: Any, format_option: Callable[..., Any]) -> Any:
     for option in (
         click.option("--no-truncate", is_flag=True, help="Do not cut tables to the width of the terminal."),
         click.option("-q", "--quiet", is_flag=True, help="Print the main value only, one a line."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        click.option(
-            "--format",
-            "output_format",
-            type=click.Choice(["auto", "human", "agent", "json", "quiet"]),
-            help="How to print.  [default: auto, which is agent for a coding agent, else human]",
-        ),
+        format_option,
     ):
         option(wrapper)
-    return wrapper  # type: ignore[return-value]
+    return wrapper
 
 
 def filter_options(function: Function) -> Function:

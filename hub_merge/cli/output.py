@@ -20,15 +20,16 @@ from typing import Any, Literal
 
 import click
 
-__all__ = ["COMMANDS", "Output", "OutputMode", "printable", "program_name", "tell"]
+__all__ = ["COMMANDS", "OUTPUT_MODES", "Output", "OutputMode", "printable", "program_name", "tell"]
 
 OutputMode = Literal["auto", "human", "agent", "json", "quiet"]
+OUTPUT_MODES: tuple[OutputMode, ...] = ("auto", "human", "agent", "json", "quiet")
 
 Formats = Mapping[str, Callable[[Any], str]]
 """How people see the values of a column, where that differs from the plain value."""
 
 COMMANDS = (
-    *("search", "inspect", "check", "score", "advise", "merge", "compress", "verify"),
+    *("search", "inspect", "check", "score", "advise", "merge", "compress", "convert", "verify"),
     *("fuse", "extract", "card", "push", "methods"),
 )
 OWN_COMMAND = re.compile(rf"\bhub-merge(?= (?:{'|'.join(COMMANDS)})\b)")

@@ -32,6 +32,7 @@ __all__ = [
     "print_advice",
     "print_compatibility",
     "print_compression",
+    "print_conversion",
     "print_extraction",
     "print_fusion",
     "print_inspection",
@@ -106,6 +107,7 @@ def _inspection(opened: Opened, base: Standing) -> dict[str, Any]:
     groups = Counter(f"{spec.name.rpartition('.')[2]} {spec.shape[0]}x{spec.shape[1]}" for spec in specs)
     return {
         "adapter": adapter.name,
+        "format": adapter.format,
         "repo_id": adapter.origin.repo_id,
         "commit": adapter.origin.commit,
         "base_model": base.stands_for,
@@ -359,6 +361,25 @@ def _print_aftermath(out: Output, folder: Path, record: MergeRecord) -> None:
         "This is no safety audit: a composition can undo a refusal that each adapter alone keeps. Test the composite."
     )
     out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
+
+
+def print_conversion(out: Output, folder: Path, record: MergeRecord) -> None:
+    """Print what a conversion wrote, and how far it is from what was read."""
+    values = {
+        "output": str(folder),
+        "format": record.output["format"],
+        "files": [entry["name"] for entry in record.output["files"]],
+        "modules": record.output["modules"],
+        "rank": record.output["rank"],
+        "dtype": record.output["dtype"],
+        "error": record.proof["distance_to_sum"],
+    }
+    if out.mode == "json":
+        out.document({**values, "proof": record.proof, "findings": record.findings})
+    else:
+        out.fields(values, title="✓ Converted and proved")
+    for found in record.findings:
+        out.warning(f"[{found['code']}] {found['seen']}")
 
 
 def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:

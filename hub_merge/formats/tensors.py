@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Protocol
 
 import ml_dtypes
@@ -24,6 +25,7 @@ from hub_merge.errors import AdapterFormatError
 
 __all__ = [
     "ArrayStore",
+    "Header",
     "HeaderStore",
     "JoinedStore",
     "SafetensorsStore",
@@ -137,11 +139,21 @@ class TensorStore(Protocol):
     def has_values(self) -> bool:
         """Whether ``read`` can work."""
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Texts beside the tensors."""
+
     def read(self, name: str) -> Array:
         """Return one tensor."""
 
 
-def parse_header(head: bytes, file: str, total: int) -> dict[str, TensorInfo]:
+class Header(dict[str, TensorInfo]):
+    """What a header says of each tensor, and the free texts beside them."""
+
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+
+def parse_header(head: bytes, file: str, total: int) -> Header:
     """Return what a safetensors header says, after checking it against the file's size.
 
     Args:
@@ -157,12 +169,14 @@ def parse_header(head: bytes, file: str, total: int) -> dict[str, TensorInfo]:
         text = head[LENGTH_FIELD : LENGTH_FIELD + length].decode()  # json.loads would guess UTF-16 and UTF-32 as well
         _require_sparse(text)
         entries = json.loads(text, object_pairs_hook=_unique)
-        entries.pop("__metadata__", None)
-        infos = {name: _tensor_info(entry) for name, entry in entries.items()}
+        metadata = entries.pop("__metadata__", None)
+        infos = Header({name: _tensor_info(entry) for name, entry in entries.items()})
         "".join(infos).encode()  # refuses halves of surrogate pairs
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(file, f"its header does not parse ({repr(error)[:200]})") from error
     _check_layout(infos, file, total - LENGTH_FIELD - length)
+    if isinstance(metadata, dict):
+        infos.metadata = {key: text for key, text in metadata.items() if isinstance(text, str)}
     return infos
 
 
@@ -252,7 +266,9 @@ class SafetensorsStore:
             head = file.read(LENGTH_FIELD + 64)
             length = header_length(head, path.name, total)
             head += file.read(max(0, LENGTH_FIELD + length - len(head)))
-            self.infos: Mapping[str, TensorInfo] = parse_header(head, path.name, total)
+            header = parse_header(head, path.name, total)
+            self.infos: Mapping[str, TensorInfo] = header
+            self.metadata: Mapping[str, str] = header.metadata
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._start = LENGTH_FIELD + length
 
@@ -280,6 +296,7 @@ class HeaderStore:
 
     def __init__(self, infos: Mapping[str, TensorInfo]) -> None:
         self.infos = infos
+        self.metadata: Mapping[str, str] = infos.metadata if isinstance(infos, Header) else {}
 
     def read(self, name: str) -> Array:
         """Refuse: the numbers were not downloaded."""
@@ -296,7 +313,9 @@ class JoinedStore:
             AdapterFormatError: Two of them hold a tensor of the same name.
         """
         self._home: dict[str, TensorStore] = {}
+        self.metadata: Mapping[str, str] = {}
         for store in stores:
+            self.metadata = {**self.metadata, **store.metadata}
             if twice := self._home.keys() & store.infos.keys():
                 raise AdapterFormatError(
                     f"Tensor {min(twice)} is in two shards.", remedy="Ask the author to upload the adapter again."
@@ -314,6 +333,7 @@ class ArrayStore:
     """Arrays or torch tensors that are in memory already."""
 
     has_values = True
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self._arrays = {name: _as_array(tensor) for name, tensor in tensors.items()}
@@ -341,16 +361,19 @@ def _as_array(tensor: Any) -> NDArray[Any]:
 class SafetensorsWriter:
     """Write a safetensors file tensor by tensor, in the order of ``infos``, without holding it in memory."""
 
-    def __init__(self, file: IO[bytes], infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    def __init__(
+        self, file: IO[bytes], infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+    ) -> None:
         """Write the header.
 
         Args:
             file: Open for writing, at its beginning.
             infos: Dtype name and shape of every tensor, in the order in which they will be written.
+            metadata: Texts to put beside them.
         """
         self._file = file
         self._due = iter(infos.items())
-        file.write(encode_header(infos))
+        file.write(encode_header(infos, metadata))
 
     def write(self, name: str, tensor: NDArray[Any]) -> None:
         """Write the next tensor.
@@ -374,18 +397,22 @@ class SafetensorsWriter:
 
 
 @contextmanager
-def safetensors_writer(path: Path, infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterator[SafetensorsWriter]:
+def safetensors_writer(
+    path: Path, infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[SafetensorsWriter]:
     """Open a ``SafetensorsWriter`` on a new file and see that it is complete."""
     with path.open("xb") as file:
-        writer = SafetensorsWriter(file, infos)
+        writer = SafetensorsWriter(file, infos, metadata)
         yield writer
         writer.finish()
 
 
-def encode_header(infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+def encode_header(
+    infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
     """Return length field and header of a file that holds tensors of these dtypes and shapes, in this order."""
     names = {dtype.name: name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     position = 0
     for name, (dtype, shape) in infos.items():
         end = position + math.prod(shape) * dtype_named(dtype).itemsize

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
 from hub_merge.hub.cached import has_size, require_digest
-from hub_merge.hub.contents import adapter_files, matching_files, weight_files
+from hub_merge.hub.contents import Contents, adapter_files, contents, matching_files
 from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
 from hub_merge.hub.ranges import MOST_TEXT, MOST_TOKENS, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
 from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo, stated_license
 from hub_merge.hub.transport import PATIENCE, retried, time_limit
-from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -48,6 +48,7 @@ class Hub:
         cache_dir: Folder of downloads; ``None`` takes the one that all Hugging Face libraries share.
         timeout: Seconds to wait for a connection or for the next bytes.
         retries: How often a failed request is repeated.
+        allow_pickle: Also open PEFT's weights that are only there as a pickle, by a reader that runs none of it.
         progress: ``False`` keeps huggingface_hub from drawing progress bars in this process, unless its own setting
             says otherwise.
         patience: Seconds after which a request is not repeated any more, even if the Hub asks to wait longer.
@@ -62,6 +63,7 @@ class Hub:
         cache_dir: Path | None = None,
         timeout: float = 30.0,
         retries: int = 4,
+        allow_pickle: bool = False,
         progress: bool | None = None,
         patience: float = PATIENCE,
     ) -> None:
@@ -74,6 +76,7 @@ class Hub:
         self._cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
         self._timeout = timeout
         self._retries = retries
+        self.allow_pickle = allow_pickle
         self._patience = patience
         self._sent = 0
         self._counting = threading.Lock()
@@ -116,7 +119,7 @@ class Hub:
     def pull(self, pinned: PinnedRepo, patterns: Iterable[str] | None = None, *, progress: bool = False) -> Path:
         """Download the adapter's files and return the folder that holds them, all and whole.
 
-        Pickles are never downloaded.
+        Pickles are never downloaded, but for PEFT's weights where that was allowed.
 
         Args:
             pinned: Repository at a commit.
@@ -130,7 +133,11 @@ class Hub:
             BudgetExceeded: The files are larger than a limit or the disk allows; nothing was downloaded.
             HubUnavailable: The Hub did not answer, or the cache does not hold all of it while offline.
         """
-        names = adapter_files(pinned) if patterns is None else matching_files(pinned, patterns)
+        names = (
+            adapter_files(pinned, allow_pickle=self.allow_pickle)
+            if patterns is None
+            else matching_files(pinned, patterns)
+        )
         if not names:
             raise AdapterNotFound(
                 f"{pinned.label} has no file that matches {', '.join(patterns or ())}.",
@@ -142,12 +149,26 @@ class Hub:
             self._remember(pinned)
         return paths[0].parent
 
+    def contents(self, pinned: PinnedRepo) -> Contents:
+        """Return the files that make the adapter.
+
+        Raises:
+            HubMergeError: As ``read_headers``.
+        """
+        return contents(pinned, allow_pickle=self.allow_pickle)
+
+    def read_start(self, pinned: PinnedRepo, name: str, size: int) -> bytes:
+        """Return the first ``size`` bytes of one of the adapter's files, or all it has."""
+        return _Reader(self, pinned).read(name, 0, min(size, pinned.files[pinned.path(name)].size))
+
     def read_headers(self, pinned: PinnedRepo, *, tokens: bool = True) -> RemoteHeaders:
         """Return configuration and tensor headers of the adapter; costs kilobytes, whatever its size.
 
+        Its weights have to be safetensors; see ``contents(pinned).has_headers``.
+
         Args:
             pinned: Repository at a commit.
-            tokens: Whether to read the files that name added tokens too.
+            tokens: Whether to read the files that name the tokens that PEFT's adapter adds too.
 
         Raises:
             AdapterNotFound: The folder holds no adapter, or there is no right to read it.
@@ -155,17 +176,18 @@ class Hub:
             AdapterFormatError: A weight file is not safetensors, or its header is absurdly long.
             HubUnavailable: The Hub did not answer, or the cache does not hold it while offline.
         """
-        weights = weight_files(pinned)
+        found = self.contents(pinned)
+        weights = found.weights
         reader = _Reader(self, pinned)
         sizes = {name: pinned.files[pinned.path(name)].size for name in weights}
-        token_files = pinned.names().intersection(TOKENIZER_FILES) if tokens else ()
+        token_files = pinned.names().intersection(TOKENIZER_FILES) if tokens and found.is_peft else ()
         return RemoteHeaders(
-            config=reader.text(CONFIG_FILE),
+            config=reader.text(CONFIG_FILE) if found.config else None,
             headers={
                 name: read_header(partial(reader.read, name), sizes[name], f"{pinned.label} ({name})")
                 for name in weights
             },
-            index=None if WEIGHTS_FILE in weights else reader.text(INDEX_FILE),
+            index=reader.text(INDEX_FILE) if found.index else None,
             sizes=sizes,
             tokens={name: reader.text(name, MOST_TOKENS) for name in token_files},
             bytes_read=reader.bytes_read,

@@ -27,7 +27,7 @@ class RemoteHeaders:
     """What tells an adapter's modules, shapes and settings, without its numbers.
 
     Attributes:
-        config: Content of ``adapter_config.json``.
+        config: Content of ``adapter_config.json``, ``None`` if the adapter has none.
         headers: Start of each weight file, by name: 8 bytes of length, then that many bytes of JSON.
         index: Content of the index of a sharded adapter.
         sizes: Bytes of each weight file, by name.
@@ -35,7 +35,7 @@ class RemoteHeaders:
         tokens: Content of the files that name added tokens, by name; empty unless asked for.
     """
 
-    config: bytes
+    config: bytes | None
     headers: Mapping[str, bytes]
     index: bytes | None
     sizes: Mapping[str, int]

@@ -57,6 +57,7 @@ class PinnedRepo:
         revision: What was asked for.
         commit: The commit it resolved to, 40 hex digits.
         subfolder: Folder of the adapter inside the repository.
+        file: Name of the one file in it that was asked for, empty if the folder is to say.
         gated: Whether access has to be requested.
         private: Whether it is private.
         disabled: Whether the Hub has disabled it.
@@ -87,16 +88,22 @@ class PinnedRepo:
     base_models: tuple[str, ...] = ()
     files: Mapping[str, RemoteFile] = field(default_factory=lambda: MappingProxyType({}))
     from_cache: bool = False
+    file: str = ""
 
     @property
     def reference(self) -> Reference:
         """Reference that finds exactly this again."""
-        return Reference(self.repo_id, self.commit, self.subfolder)
+        return Reference(self.repo_id, self.commit, self.subfolder, self.file)
+
+    @property
+    def asked(self) -> Reference:
+        """Reference as it was asked for."""
+        return Reference(self.repo_id, self.revision, self.subfolder, self.file)
 
     @property
     def label(self) -> str:
-        """Short reference for messages, as it was asked for."""
-        return str(Reference(self.repo_id, self.revision, self.subfolder))
+        """The same for messages."""
+        return str(self.asked)
 
     def path(self, name: str) -> str:
         """Return the path in the repository of the adapter's file ``name``."""
@@ -129,6 +136,7 @@ def pinned_repo(info: ModelInfo, reference: Reference) -> PinnedRepo:
         tags=tuple(info.tags or ()),
         base_models=stated_base_models(info),
         files=MappingProxyType({sibling.rfilename: _remote_file(sibling) for sibling in info.siblings or ()}),
+        file=reference.file,
     )
 
 
@@ -160,6 +168,7 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
         base_models=tuple(_texts(card.get("base_model"))),
         files=MappingProxyType(files),
         from_cache=True,
+        file=reference.file,
     )
 
 

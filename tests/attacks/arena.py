@@ -17,7 +17,7 @@ from typing import Any
 from hub_merge.compat import check
 from hub_merge.hub import Hub
 from hub_merge.sources import open_adapter
-from tests.attacks.folders import ATTACKS
+from tests.attacks.formats import ATTACKS
 
 MOST_MEMORY = 300 * 2**20
 MOST_SECONDS = 10
@@ -66,9 +66,10 @@ def fight(folder: Path, hub: Hub) -> dict[str, Any]:
 def main() -> None:
     """Build and fight each attack whose name comes in."""
     root = Path(sys.argv[1])
-    hub = Hub(token=False, endpoint="http://127.0.0.1:9", offline=True)
     for name in map(str.strip, sys.stdin):
-        ATTACKS[name].build(root / name)
+        attack = ATTACKS[name]
+        attack.build(root / name)
+        hub = Hub(token=False, endpoint="http://127.0.0.1:9", offline=True, allow_pickle=attack.allow_pickle)
         print(json.dumps({"attack": name, **fight(root / name, hub)}), flush=True)
 
 

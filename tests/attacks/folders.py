@@ -22,21 +22,25 @@ class Attack:
         build: Writes it.
         error: Name of the error that opening and checking it must raise; ``finding`` if a problem must be reported.
         says: Part of the message, or the code of the finding.
+        allow_pickle: Whether pickles are let in.
     """
 
     build: Callable[[Path], None]
     error: str
     says: str
+    allow_pickle: bool = False
 
 
 ATTACKS: dict[str, Attack] = {}
 
 
-def attack(error: str, says: str) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+def attack(
+    error: str, says: str, *, allow_pickle: bool = False
+) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
     """Register a builder under its own name."""
 
     def register(build: Callable[[Path], None]) -> Callable[[Path], None]:
-        ATTACKS[build.__name__] = Attack(build, error, says)
+        ATTACKS[build.__name__] = Attack(build, error, says, allow_pickle)
         return build
 
     return register

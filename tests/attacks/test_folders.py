@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.attacks.folders import ATTACKS
+from tests.attacks.formats import ATTACKS
 
 ROOT = Path(__file__).parents[2]
 

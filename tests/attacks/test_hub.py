@@ -16,7 +16,7 @@ from hub_merge.pipeline import check_references, merge_to_folder, push_folder, v
 from hub_merge.recipe import Recipe, Source
 from hub_merge.sources import open_adapter, open_headers
 from tests.attacks.files import CONFIG, INDEX, SOUND, WEIGHTS, config_of, weights_of
-from tests.attacks.folders import ATTACKS
+from tests.attacks.formats import ATTACKS
 from tests.hub_double import HubDouble
 
 GOOD = {CONFIG: config_of(), WEIGHTS: SOUND}
@@ -54,8 +54,16 @@ LOCAL = {
     "weights_that_are",
     "config_that_is",
     "index_",
+    "kohya_file_that_is",
+    "mlx_config_that_is",
+    "gguf_",
 }
-"""What needs links, or files that headers do not read."""
+"""What needs links, or files that headers do not read or that have none."""
+BY_HEADERS = [
+    name
+    for name, attack in ATTACKS.items()
+    if name not in BY_NUMBERS and not name.startswith(tuple(LOCAL)) and not attack.allow_pickle
+]
 LARGE = 5_000_000
 
 
@@ -66,7 +74,7 @@ def hostile_files(name: str, folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", [n for n in ATTACKS if n not in BY_NUMBERS and not n.startswith(tuple(LOCAL))])
+@pytest.mark.parametrize("name", BY_HEADERS)
 def test_headers_alone_refuse_what_the_folder_is_refused_for(
     name: str, hub_lfs: HubDouble, client: Hub, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ from hub_merge.formats.peft.patterns import MAX_WILD, Patterns, is_tame
 from hub_merge.formats.strict_json import parse_json
 from hub_merge.layout import CONFIG_FILE
 
-__all__ = ["Scalings", "config_findings", "parse_config", "read_scalings"]
+__all__ = ["Scalings", "config_findings", "finite_number", "parse_config", "read_object", "read_scalings"]
 
 MAX_CONFIG = 1_000_000
 """Bytes of the longest config that is read."""
@@ -57,10 +57,20 @@ def parse_config(text: bytes) -> dict[str, Any]:
         AdapterFormatError: It is no JSON object, or far too long.
         UnsupportedAdapter: It describes something else than a LoRA of PEFT.
     """
+    config = read_object(text)
+    _require_lora(config)
+    return config
+
+
+def read_object(text: bytes) -> dict[str, Any]:
+    """Return an ``adapter_config.json`` of any program as a mapping.
+
+    Raises:
+        AdapterFormatError: It is no JSON object, or far too long.
+    """
     config = parse_json(text, CONFIG_FILE, most=MAX_CONFIG)
     if not isinstance(config, dict):
         raise AdapterFormatError(f"{CONFIG_FILE} is not a JSON object.", remedy="Ask its author to upload it again.")
-    _require_lora(config)
     return config
 
 
@@ -114,16 +124,16 @@ class Scalings:
 def read_scalings(config: Mapping[str, Any]) -> Scalings:
     rank_pattern = _pattern(config, "rank_pattern")
     alpha_pattern = _pattern(config, "alpha_pattern")
-    rank = _number(config.get("r"), "r")
-    ranks = {key: _number(value, f"rank_pattern[{key!r}]") for key, value in rank_pattern.items()}
+    rank = finite_number(config.get("r"), "r")
+    ranks = {key: finite_number(value, f"rank_pattern[{key!r}]") for key, value in rank_pattern.items()}
     if bad := [value for value in (rank, *ranks.values()) if value < 1 or value != int(value)]:
         raise AdapterFormatError(f"{CONFIG_FILE} states rank {bad[0]:g}.", remedy="A rank is a whole number from 1.")
     return Scalings(
         rank=int(rank),
-        alpha=_number(config.get("lora_alpha"), "lora_alpha"),
+        alpha=finite_number(config.get("lora_alpha"), "lora_alpha"),
         use_rslora=bool(config.get("use_rslora")),
         rank_pattern={key: int(value) for key, value in ranks.items()},
-        alpha_pattern={key: _number(value, f"alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
+        alpha_pattern={key: finite_number(value, f"alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
     )
 
 
@@ -143,7 +153,8 @@ def _pattern(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return patterns
 
 
-def _number(value: object, name: str) -> float:
+def finite_number(value: object, name: str) -> float:
+    """Return the value of the field ``name`` of a config, or raise ``AdapterFormatError`` if it is no finite number."""
     try:
         finite = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
     except OverflowError:  # a whole number beyond every float

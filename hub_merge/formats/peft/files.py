@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from hub_merge.choice import PICKLED_WEIGHTS, PICKLES, all_shards
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
 from hub_merge.formats.shards import MAX_INDEX, indexed_files
 from hub_merge.formats.strict_json import read_bounded
@@ -13,15 +13,14 @@ from hub_merge.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
 __all__ = ["adapter_files", "contained", "weight_files"]
 
-SHARD = re.compile(r"adapter_model-\d{5}-of-\d{5}\.safetensors")
 
-
-def weight_files(names: Iterable[str], index: bytes | None = None) -> tuple[str, ...]:
+def weight_files(names: Iterable[str], index: bytes | None = None, *, allow_pickle: bool = False) -> tuple[str, ...]:
     """Return which of ``names`` hold the adapter's tensors: one file, or its shards.
 
     Args:
         names: File names in the adapter's folder.
         index: Content of the shard index, if there is one.
+        allow_pickle: Take ``adapter_model.bin`` where there is no safetensors file.
 
     Raises:
         AdapterFormatError: A shard is missing, or the index points out of the folder.
@@ -30,25 +29,22 @@ def weight_files(names: Iterable[str], index: bytes | None = None) -> tuple[str,
     present = set(names)
     if WEIGHTS_FILE in present:
         return (WEIGHTS_FILE,)
-    shards = indexed_files(index, INDEX_FILE) if index is not None else sorted(filter(SHARD.fullmatch, present))
-    if missing := [shard for shard in _all_shards(shards) if shard not in present]:
+    listed = indexed_files(index, INDEX_FILE) if index is not None else []
+    shards = all_shards(listed or present) or listed
+    if missing := [shard for shard in shards if shard not in present]:
         raise AdapterFormatError(f"Shard {missing[0]} is missing.", remedy="Download the adapter again.")
     if shards:
         return tuple(shards)
-    if pickles := sorted(name for name in present if name.endswith((".bin", ".pt", ".pth"))):
+    if allow_pickle and PICKLED_WEIGHTS in present:
+        return (PICKLED_WEIGHTS,)
+    if pickles := sorted(name for name in present if name.endswith(PICKLES)):
         raise UnsupportedAdapter(
             f"The weights are only there as {pickles[0]}, a pickle, which can run code when it is opened.",
-            remedy="Ask its author for safetensors, or convert it: https://huggingface.co/spaces/safetensors/convert",
+            remedy="Read it with --allow-pickle (allow_pickle=True), which runs none of it, or ask for safetensors."
+            if PICKLED_WEIGHTS in pickles
+            else "Ask its author for safetensors.",
         )
     raise AdapterFormatError(f"There is no {WEIGHTS_FILE}.", remedy="Ask its author to upload the weights.")
-
-
-def _all_shards(shards: Sequence[str]) -> list[str]:
-    """Return every name that a numbered set of shards must have."""
-    if not shards or not SHARD.fullmatch(shards[0]):
-        return list(shards)
-    count = shards[0].rpartition("-of-")[2].partition(".")[0]
-    return [f"adapter_model-{number:05d}-of-{count}.safetensors" for number in range(1, int(count) + 1)]
 
 
 def contained(folder: Path, name: str) -> Path:
@@ -75,7 +71,7 @@ def _blobs(folder: Path) -> Iterator[Path]:
             yield from (place.parent.parent / "blobs", place.parent.parent.parent / "blobs")
 
 
-def adapter_files(folder: Path) -> tuple[str, ...]:
+def adapter_files(folder: Path, *, allow_pickle: bool = False) -> tuple[str, ...]:
     """Return the names of the files an adapter is read from: its config, then its weights.
 
     Raises:
@@ -85,7 +81,8 @@ def adapter_files(folder: Path) -> tuple[str, ...]:
     index = None
     if (folder / INDEX_FILE).is_file():
         index = read_bounded(contained(folder, INDEX_FILE), most=MAX_INDEX)
-    names = (CONFIG_FILE, *weight_files((path.name for path in folder.iterdir() if path.is_file()), index))
+    present = [path.name for path in folder.iterdir() if path.is_file()]
+    names = (CONFIG_FILE, *weight_files(present, index, allow_pickle=allow_pickle))
     for name in names:
         contained(folder, name)
     return names
