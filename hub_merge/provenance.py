@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_merge.adapter import Adapter
+from hub_merge.adapter import Adapter, Origin
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.errors import AdapterNotFound, ProofFailed
@@ -24,10 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["build_record", "read_record", "reopen", "require_files"]
 
 
-def build_record(
-    composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None
-) -> MergeRecord:
+def build_record(composite: Composite, folder: Path, scores: Scores, proof: Proof, base: Origin | None) -> MergeRecord:
     """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
+    base = base or Origin()
     parents = tuple(
         _parent(parent, weight) for parent, weight in zip(composite.parents, composite.weights, strict=True)
     )
@@ -45,7 +44,8 @@ def build_record(
         recipe=recipe,
         parents=parents,
         base_model=composite.base_model,
-        base_license=base_license,
+        base_license=base.license,
+        base_license_details=base.license_details,
         output={
             "rank": composite.rank,
             "dtype": composite.dtype,
@@ -72,6 +72,7 @@ def _parent(adapter: Adapter, weight: Weight) -> Parent:
         files=tuple(asdict(digest) for digest in digests(adapter)),
         base_model=read_base(adapter.base_model).model_id,
         license=origin.license,
+        license_details=origin.license_details,
         gated=origin.gated,
         private=origin.private,
         weight=weight,

@@ -88,7 +88,7 @@ def publish_folder(
     dry_run: bool = False,
     force: bool = False,
     files: Sequence[str],
-    card: Callable[[str, str | None], str] | None = None,
+    texts: Callable[[str, str | None], Mapping[str, str]] | None = None,
 ) -> Published:
     """Publish files of a folder as one commit, or as one pull request.
 
@@ -105,8 +105,8 @@ def publish_folder(
         dry_run: Look and compare only.
         force: Add to a repository that was not made by this package.
         files: Names of the files, relative to ``folder``; nothing else is published.
-        card: Returns the text to publish as README.md, given the repository's full id and the README.md that it has;
-            ``None`` publishes the folder's file as it is.
+        texts: Returns texts to publish in place of the folder's files or beside them, by name, given the repository's
+            full id and the README.md that it has.
 
     Raises:
         PublishError: There is no right to write, the repository is not fit or changed meanwhile, or the Hub refused.
@@ -125,13 +125,16 @@ def publish_folder(
         job = replace(job, repo_id=target.repo_id)
         _check_existing(job, target, private=private, force=force)
     with tempfile.TemporaryDirectory() as place:
-        if card is not None and CARD_FILE in paths:
-            text = card(job.repo_id, hub.readme(target) if target else None)
-            job = replace(job, paths={**paths, CARD_FILE: _written(Path(place) / CARD_FILE, text)})
+        if texts is not None:
+            written = texts(job.repo_id, hub.readme(target) if target else None)
+            job = replace(
+                job, paths={**paths, **{name: _written(Path(place) / name, text) for name, text in written.items()}}
+            )
         return _publish(job, target, private=private, dry_run=dry_run)
 
 
 def _written(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
     return path
 

@@ -29,6 +29,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from hub_merge.errors import RecipeError
+from hub_merge.frontmatter import LicenseDetails
 
 __all__ = ["SCHEMA_VERSION", "MergeRecord", "Parent", "Recipe", "Source", "Weight", "weight_for"]
 
@@ -249,6 +250,7 @@ class Parent:
         scalings: Smallest and largest effective scaling over the modules.
         modules: Number of adapted modules.
         task_type: PEFT task type.
+        license_details: Where the licence is stated, and the licence files.
     """
 
     name: str
@@ -266,6 +268,7 @@ class Parent:
     scalings: tuple[float, float]
     modules: int
     task_type: str | None
+    license_details: LicenseDetails = field(default_factory=LicenseDetails)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +285,7 @@ class MergeRecord:
         scores: The orthogonality scores, as plain data (``scores.Scores.to_dict``).
         proof: What re-reading the written file showed (``proof.Proof.to_dict``).
         versions: Versions of this package and of the libraries that shaped the bytes.
+        base_license_details: Where the base's licence is stated, and its licence files.
     """
 
     recipe: Recipe
@@ -293,6 +297,7 @@ class MergeRecord:
     scores: Mapping[str, Any]
     proof: Mapping[str, Any]
     versions: Mapping[str, str]
+    base_license_details: LicenseDetails = field(default_factory=LicenseDetails)
 
     def to_json(self) -> str:
         """Return the record as JSON; the same record gives the same bytes."""
@@ -302,6 +307,7 @@ class MergeRecord:
             "parents": [asdict(parent) for parent in self.parents],
             "base_model": self.base_model,
             "base_license": self.base_license,
+            "base_license_details": asdict(self.base_license_details),
             "output": self.output,
             "findings": self.findings,
             "scores": self.scores,
@@ -330,10 +336,7 @@ class MergeRecord:
                     raise TypeError("a file has no name or no sha256")
             return cls(
                 recipe=Recipe.from_dict(content["recipe"]),
-                parents=tuple(
-                    Parent(**{**parent, "files": tuple(parent["files"]), "scalings": tuple(parent["scalings"])})
-                    for parent in content["parents"]
-                ),
+                parents=tuple(_parent(parent) for parent in content["parents"]),
                 base_model=content["base_model"],
                 base_license=content["base_license"],
                 output=content["output"],
@@ -341,8 +344,20 @@ class MergeRecord:
                 scores=content["scores"],
                 proof=content["proof"],
                 versions=content["versions"],
+                base_license_details=LicenseDetails.from_dict(content["base_license_details"]),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecipeError(
                 f"hub_merge.json is not a merge record: {error!r}.", remedy="Merge again to write a new one."
             ) from error
+
+
+def _parent(content: Mapping[str, Any]) -> Parent:
+    return Parent(
+        **{
+            **content,
+            "files": tuple(content["files"]),
+            "scalings": tuple(content["scalings"]),
+            "license_details": LicenseDetails.from_dict(content["license_details"]),
+        }
+    )

@@ -408,6 +408,11 @@ def card(composite: Path, repo_id: str | None, write: bool) -> None:
 )
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
 @click.option("--commit-message", metavar="TEXT", help="Title of the commit.")
+@click.option(
+    "--accept-unknown-license",
+    is_flag=True,
+    help="Publish although the licence of a source is not known, or its terms are not.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be sent; change nothing.")
 @click.option("--force", is_flag=True, help="Write into a repository that hub-merge did not make.")
 @token_option

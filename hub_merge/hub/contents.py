@@ -9,15 +9,14 @@ from fnmatch import fnmatchcase
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
 from hub_merge.hub.failures import offline
 from hub_merge.hub.repositories import PinnedRepo
-from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, WEIGHTS_FILE
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, TERMS_FILES, WEIGHTS_FILE
 
 __all__ = ["adapter_files", "matching_files", "weight_files"]
 
 SHARD = re.compile(r"adapter_model-\d+-of-(\d+)\.safetensors")
 COMPANIONS = (
     CARD_FILE,
-    "LICENSE*",
-    "NOTICE*",
+    *TERMS_FILES,
     "tokenizer_config.json",
     "added_tokens.json",
     RECORD_FILE,

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from hub_merge.frontmatter import read_front_matter
+from hub_merge.frontmatter import LicenseDetails, license_in_card, read_front_matter
 from hub_merge.hub.references import Reference
 from hub_merge.layout import CARD_FILE
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["PinnedRepo", "RemoteFile", "cached_repo", "pinned_repo", "stated_base_models", "stated_license"]
 
 BASE_TAG = re.compile(r"base_model:(?:(?:adapter|finetune|quantized|merge):)?(?P<id>[^:]+)")
+LICENSE_KEYS = ("license", "license_name", "license_link")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -51,6 +52,7 @@ class PinnedRepo:
         private: Whether it is private.
         disabled: Whether the Hub has disabled it.
         license: Licence identifier it states.
+        license_details: Where it states it, and what it says beside.
         downloads: Downloads of the last month.
         likes: Number of likes.
         last_modified: ISO 8601 time of the last change.
@@ -77,6 +79,7 @@ class PinnedRepo:
     base_models: tuple[str, ...] = ()
     files: Mapping[str, RemoteFile] = field(default_factory=lambda: MappingProxyType({}))
     from_cache: bool = False
+    license_details: LicenseDetails = field(default_factory=LicenseDetails)
 
     @property
     def reference(self) -> Reference:
@@ -103,6 +106,7 @@ def pinned_repo(info: ModelInfo, reference: Reference) -> PinnedRepo:
     """Return the repository that the Hub describes, pinned to the commit it describes."""
     if info.sha is None or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
         raise ValueError(f"no commit, but {info.sha!r}")
+    license, details = stated_license(info)
     return PinnedRepo(
         repo_id=info.id,
         revision=reference.revision,
@@ -111,7 +115,8 @@ def pinned_repo(info: ModelInfo, reference: Reference) -> PinnedRepo:
         gated=bool(info.gated),
         private=bool(info.private),
         disabled=bool(info.disabled),
-        license=stated_license(info),
+        license=license,
+        license_details=details,
         downloads=info.downloads,
         likes=info.likes,
         last_modified=info.last_modified.isoformat() if info.last_modified else None,
@@ -140,12 +145,14 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
                 path.stat().st_size, blob if SHA256.fullmatch(blob) else None
             )
     card = read_front_matter(snapshot / CARD_FILE)
+    license, details = license_in_card(card)
     return PinnedRepo(
         reference.repo_id,
         reference.revision,
         commit,
         reference.subfolder,
-        license=next(iter(_texts(card.get("license"))), None),
+        license=license,
+        license_details=details,
         author=reference.repo_id.split("/", maxsplit=1)[0],
         base_models=tuple(_texts(card.get("base_model"))),
         files=MappingProxyType(files),
@@ -153,11 +160,11 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
     )
 
 
-def stated_license(info: ModelInfo) -> str | None:
-    """Return the licence that a repository states in its card, else in its tags."""
-    stated = _texts(info.card_data.get("license") if info.card_data else None)
+def stated_license(info: ModelInfo) -> tuple[str | None, LicenseDetails]:
+    """Return the licence that a repository states in its card, else in its tags, and the details."""
+    card = {key: info.card_data.get(key) for key in LICENSE_KEYS} if info.card_data else {}
     tagged = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
-    return next(iter([*stated, *tagged]), None)
+    return license_in_card(card, tagged)
 
 
 def stated_base_models(info: ModelInfo) -> tuple[str, ...]:
