@@ -397,7 +397,11 @@ def card(composite: Path, repo_id: str | None, write: bool) -> None:
 
 
 @cli.command(
-    examples=["push ./math-medicine me/math-medicine --private", "push ./math-medicine org/lora --create-pr --dry-run"]
+    examples=[
+        "push ./math-medicine me/math-medicine --private",
+        "push ./math-medicine org/lora --create-pr --dry-run",
+        "push ./math-medicine me/math-medicine --branch rank-8 --tag v1.0 --collection 'My merges'",
+    ]
 )
 @composite_argument
 @click.argument("repo_id", metavar="OWNER/NAME")
@@ -407,6 +411,13 @@ def card(composite: Path, repo_id: str | None, write: bool) -> None:
     help="Visibility of a new repository.  [default: private if a parent is gated or private]",
 )
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--branch", metavar="NAME", help="Branch to commit to; created if there is none of that name.")
+@click.option("--tag", metavar="NAME", help="Tag to give the commit.")
+@click.option(
+    "--collection",
+    metavar="SLUG|TITLE",
+    help="Collection that shall list the repository; one of a new title is created.",
+)
 @click.option("--commit-message", metavar="TEXT", help="Title of the commit.")
 @click.option(
     "--accept-unknown-license",
@@ -420,7 +431,8 @@ def card(composite: Path, repo_id: str | None, write: bool) -> None:
 def push(out: Output, composite: Path, repo_id: str, token: str | None, **asked: Any) -> None:
     """Publish a composite as one commit on the Hub.
 
-    Everything is checked first, and a new repository is created last. What is there already is not sent again.
+    Everything is checked first, the licences of base and parents too, and a new repository is created last. What is
+    there already is not sent again.
     """
     from hub_merge.cli.show import print_published
     from hub_merge.pipeline import push_folder
