@@ -280,10 +280,15 @@ def test_the_licence_section_lists_every_source_what_is_owed_and_that_it_is_no_a
     assert "| someone/law-lora | other (my terms), `https://example.org/terms` | card | other |" in section
     assert "This composite: `other` (composite)." in section
     assert f"someone/math-lora states mit, but it is derived from {BASE}, so that llama3.1 holds for it too" in section
-    assert "**Not to be shared as it is.** someone/law-lora states other (my terms)" in section
+    assert "- someone/law-lora states other (my terms), whose terms are not in our table." in section
     assert "begin the name of the model with “Llama” (s. 1.b.i)" in section
     assert "It is not legal advice." in section
     assert card.index("**Built with Llama**") < card.index("## Lineage")
+
+
+def test_a_composite_that_may_not_be_shared_says_so() -> None:
+    card = render_card(replace(RECORD, parents=(parent("math", license="cc-by-nd-4.0"),)))
+    assert "- **Not to be shared.** cc-by-nd-4.0 holds for someone/math-lora" in card
 
 
 def test_the_list_of_licences_says_what_the_card_says() -> None:

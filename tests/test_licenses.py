@@ -265,7 +265,7 @@ def test_the_line_says_the_licence_the_name_and_what_is_in_the_way() -> None:
     assert verdict("mit", "mit").line() == "mit"
     assert verdict("llama3.1", "mit").line() == "llama3.1, named “Llama…”"
     assert verdict("llama3.1", "gemma").line() == "other, named “Llama…”; not to be shared as it is (terms_clash)"
-    assert verdict(None, "mit").line() == "none can be stated; not to be shared as it is (license_unknown)"
+    assert verdict(None, "mit").line() == f"none as long as that of {BASE} is not known"
 
 
 # --- what sources say -------------------------------------------------------------------------------------------------

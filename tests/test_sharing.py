@@ -19,6 +19,7 @@ from hub_merge.publish import Published
 from hub_merge.recipe import Recipe, Source
 from tests.helpers import peft_config, peft_tensors, write_adapter
 from tests.hub_double import HubDouble
+from tests.test_end_to_end import run, run_json
 from tests.test_licenses import GEMMA, LLAMA_3_1, LLAMA_LINE, MIT
 
 BASE = "meta-llama/Llama-3.1-8B"
@@ -162,6 +163,39 @@ def test_only_licence_texts_that_the_record_names_are_published(hub_lfs: HubDoub
     (out / "LICENSES" / "secret").write_text("mine")
     push(hub_lfs, out)
     assert "LICENSES/secret" not in texts(hub_lfs) and "LICENSES/math/LICENSE" in texts(hub_lfs)
+
+
+# --- by the command line ----------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_refuses_with_the_clause_and_pushes_where_it_is_told_to(
+    hub_lfs: HubDouble, tmp_path: Path
+) -> None:
+    put_base(hub_lfs)
+    out = merged_here(tmp_path, adapter(tmp_path / "math", None))
+    refused = run(hub_lfs, tmp_path, "push", out, "alice/math", user="alice")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "[license_unknown] No licence is known for math" in refused.stderr
+    assert "[name_prefix] The name 'math' does not begin with “Llama”" in refused.stderr
+    assert "Try: " in refused.stderr
+
+    accept = "--accept-unknown-license"
+    asked = (accept, "--branch", "rank-2", "--tag", "v1", "--collection", "Merges")
+    said = run_json(hub_lfs, tmp_path, "push", out, NAME, *asked, user="alice")
+    assert (said["branch"], said["tag"], said["created"]) == ("rank-2", "v1", True)
+    assert said["collection"].startswith("alice/merges-")
+    api = hub_lfs.api("alice")
+    assert {ref.name: ref.target_commit for ref in api.list_repo_refs(NAME).tags} == {"v1": said["commit"]}
+    assert hub_lfs.commits(NAME, "rank-2")[0].oid == said["commit"]
+
+
+def test_a_merge_and_a_look_tell_the_licence(hub_lfs: HubDouble, tmp_path: Path) -> None:
+    put_base(hub_lfs)
+    put(hub_lfs, "bob/math", adapter(tmp_path / "math", "gemma"))
+    said = run_json(hub_lfs, tmp_path, "merge", "bob/math", "-o", "composite", user="alice")
+    assert said["license"] == "other, named “Llama…”; not to be shared as it is (terms_clash)"
+    seen = run_json(hub_lfs, tmp_path, "inspect", "bob/math", user="alice")
+    assert (seen["license"], seen["license_found_in"]) == ("gemma", "card")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -100,6 +100,7 @@ def _inspection(opened: Opened) -> dict[str, Any]:
         "base_model": adapter.base_model,
         "task_type": adapter.task_type,
         "license": adapter.origin.license,
+        "license_found_in": adapter.origin.license_details.found_in,
         "modules": len(specs),
         "groups": [f"{count} x {group}" for group, count in groups.items()],
         "rank": _one_or_all(spec.rank for spec in specs),
@@ -287,6 +288,8 @@ def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
 
 
 def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
+    from hub_merge.licenses import verdict_of
+
     return {
         "output": str(folder),
         "method": record.recipe.merge_method,
@@ -296,6 +299,7 @@ def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
         "max_error": record.proof["max_error"],
         "distance_to_sum": record.proof["distance_to_sum"],
         "rms_cosine": record.scores["rms_cosine"],
+        "license": verdict_of(record).line(),
     }
 
 
@@ -328,6 +332,9 @@ def print_published(out: Output, published: Published, *, dry_run: bool) -> None
         "commit": published.commit,
         "created": published.created,
         "changed": published.changed,
+        "branch": published.branch,
+        "tag": published.tag,
+        "collection": published.collection,
     }
     if out.mode == "json":
         out.document({**values, "pr_url": published.pr_url, "dry_run": dry_run, "files": files})

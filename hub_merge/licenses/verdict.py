@@ -24,6 +24,7 @@ __all__ = ["Blocker", "LicenseVerdict", "Licensed", "Obligation", "SourceTerms",
 
 MOST_CHOICES = 256
 COMPOSITE_NAME = "composite"
+UNKNOWN = "license_unknown"
 ACCEPT_UNKNOWN = "--accept-unknown-license"
 
 
@@ -126,9 +127,10 @@ class LicenseVerdict:
 
     def line(self) -> str:
         """Return the verdict as one line."""
-        stated = self.identifier or "none can be stated"
+        silent = [source.who for source in self.sources if not source.licenses]
+        stated = self.identifier or f"none as long as that of {_listed(silent)} is not known"
         name = f", named “{self.prefixes[0]}…”" if self.prefixes else ""
-        told = dict.fromkeys(blocker.code for blocker in self.blockers)
+        told = dict.fromkeys(blocker.code for blocker in self.blockers if blocker.code != UNKNOWN)
         return f"{stated}{name}" + (f"; not to be shared as it is ({', '.join(told)})" if told else "")
 
 
@@ -214,10 +216,10 @@ def _blockers(sources: Sequence[SourceTerms], known: Sequence[Terms]) -> Iterato
         yield Blocker("terms_clash", f"No licence satisfies both {first} and {second}: {clash.why}.", clash.remedy)
     if silent := [source.who for source in sources if not source.licenses]:
         yield Blocker(
-            "license_unknown",
+            UNKNOWN,
             f"No licence is known for {_listed(silent)}, and without one there is no permission to share.",
             "Ask the author; where it is yours, state it in its README.md (`license: …`) and merge again. "
-            f"{ACCEPT_UNKNOWN} publishes without knowing it, at your own risk.",
+            f"{ACCEPT_UNKNOWN} (accept_unknown_license=True) publishes without knowing it, at your own risk.",
             ACCEPT_UNKNOWN,
         )
     for source in sources:
@@ -226,7 +228,7 @@ def _blockers(sources: Sequence[SourceTerms], known: Sequence[Terms]) -> Iterato
                 "license_unread",
                 f"{source.who} states {source.stated or _listed(unread)}, whose terms are not in our table.",
                 f"Read them{f' ({source.link})' if source.link else ''}; if they allow to share what is derived, "
-                f"pass {ACCEPT_UNKNOWN}.",
+                f"pass {ACCEPT_UNKNOWN} (accept_unknown_license=True).",
                 ACCEPT_UNKNOWN,
             )
 
