@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hub_merge.errors import HubMergeError
 
-__all__ = ["LicenseDetails", "license_in_card", "read_front_matter", "split_front_matter"]
+__all__ = ["LicenseDetails", "is_license", "license_in_card", "read_front_matter", "split_front_matter"]
 
+LICENSE = re.compile(r"[A-Za-z0-9(][A-Za-z0-9 .+_()-]{0,99}")
+LINK = re.compile(r"[A-Za-z0-9.][!#-;=?-Z_a-z~]{0,299}")
 FRONT_MATTER = re.compile(r"\A\s*---\n(.*?)(?:\n|(?<=\A---\n))---[ \t]*(?:\n|\Z)", re.DOTALL)
+MOST = 100_000
+"""Bytes of the longest card that is read from a folder; a parser of YAML takes seconds for a megabyte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +37,43 @@ class LicenseDetails:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> LicenseDetails:
-        """Read what ``dataclasses.asdict`` and JSON made of it."""
-        return cls(**{**content, "texts": tuple((name, known) for name, known in content["texts"])})
+        """Read what ``dataclasses.asdict`` and JSON made of it; ``TypeError`` if a field is not of its kind."""
+        texts = tuple((name, known) for name, known in content["texts"])
+        details = cls(**{**content, "texts": texts})
+        optional = (details.found_in, details.name, details.link, *(known for _, known in texts))
+        if not all(isinstance(text, str) for text in (*(name for name, _ in texts), *filter(None, optional))):
+            raise TypeError("a text about a licence is none")
+        return details
 
 
 def license_in_card(card: Mapping[str, Any], tagged: Iterable[str] = ()) -> tuple[str | None, LicenseDetails]:
     """Return the licence that a card states, else the repository's tags, and the details.
 
-    Several identifiers are read as holding together and joined with ``AND``.
+    Several identifiers are read as holding together and joined with ``AND``. What can be no identifier is not passed
+    on: as a licence it counts as ``other``, as a name or link as nothing.
 
     Args:
         card: Metadata of the card.
         tagged: Identifiers in tags of the repository.
     """
-    name, link = _text(card.get("license_name")), _text(card.get("license_link"))
+    name, link = _text(card.get("license_name"), LICENSE), _text(card.get("license_link"), LINK)
     stated = card.get("license")
     for found_in, several in (("card", stated if isinstance(stated, list) else [stated]), ("tag", list(tagged))):
-        if texts := [text for text in map(_text, several) if text]:
-            return " AND ".join(dict.fromkeys(texts)), LicenseDetails(found_in, name, link)
+        texts = [text.strip() for text in several if isinstance(text, str) and text.strip()]
+        if texts:
+            told = dict.fromkeys(text if is_license(text) else "other" for text in texts)
+            return " AND ".join(told), LicenseDetails(found_in, name, link)
     return None, LicenseDetails(None, name, link)
 
 
-def _text(value: object) -> str | None:
-    return value.strip() or None if isinstance(value, str) else None
+def is_license(text: str) -> bool:
+    """Whether ``text`` can be the identifier of a licence, or several joined with operators."""
+    return LICENSE.fullmatch(text) is not None
+
+
+def _text(value: object, kind: re.Pattern[str]) -> str | None:
+    text = value.strip() if isinstance(value, str) else ""
+    return text if kind.fullmatch(text) else None
 
 
 def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
@@ -66,6 +82,8 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
     Raises:
         HubMergeError: The metadata is not a YAML mapping.
     """
+    import yaml
+
     text = card.removeprefix("\ufeff").replace("\r\n", "\n")
     found = FRONT_MATTER.match(text)
     if found is None:
@@ -85,6 +103,8 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
 def read_front_matter(readme: Path) -> dict[str, Any]:
     """Return the metadata of a card on disk, empty where there is none that can be read."""
     try:
+        if readme.stat().st_size > MOST:
+            return {}
         return split_front_matter(readme.read_text(encoding="utf-8"))[0]
     except (HubMergeError, OSError, UnicodeDecodeError):
         return {}

@@ -12,7 +12,7 @@ A recipe is YAML whose field names follow mergekit's configuration where they me
           weight:                               # by module: the first filter found in the module's name counts
             - {filter: self_attn.v_proj, value: 0.5}
             - {value: 1.0}
-    parameters: {rank: 8, clustering: kmeans}
+    parameters: {rank: 8, clustering: kmeans}  # or {rank: auto, energy: 0.99}
     dtype: float32
     seed: 0
 """
@@ -26,10 +26,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-import yaml
-
 from hub_merge.errors import RecipeError
 from hub_merge.frontmatter import LicenseDetails
+from hub_merge.ranks import PROFILES, Profile, Rank
 
 __all__ = ["SCHEMA_VERSION", "MergeRecord", "Parent", "Recipe", "Source", "Weight", "weight_for"]
 
@@ -40,6 +39,9 @@ Weight: TypeAlias = float | Mapping[str, float]
 """One number, or numbers by module: ``{"self_attn": 0.5, "*": 1.0}``; the first filter found in a name counts."""
 
 EVERY_MODULE = "*"
+
+FIELDS = "merge_method base_model models parameters profile dtype seed allow".split()
+"""What a recipe may say at its top."""
 
 
 def weight_for(weight: Weight, module: str) -> float:
@@ -85,7 +87,9 @@ class Recipe:
         merge_method: Registered name of the method.
         models: The adapters with their weights, in order.
         base_model: Base model, asserted by the user where the adapters do not prove it.
-        rank: Rank asked for; ``None`` leaves it to the method.
+        rank: Rank asked for, ``auto`` for the smallest that keeps ``energy``; ``None`` leaves it to the method.
+        energy: Share of the squared norm that ``auto`` keeps, (0, 1]; ``None`` for 0.99.
+        profile: ``portable`` for one rank in all modules, ``peft`` for a rank in each.
         options: Further options of the method.
         dtype: Dtype of the written factors; ``None`` takes the widest of the sources.
         seed: Seed of every random choice.
@@ -95,7 +99,9 @@ class Recipe:
     merge_method: str
     models: tuple[Source, ...]
     base_model: str | None = None
-    rank: int | None = None
+    rank: Rank | None = None
+    energy: float | None = None
+    profile: Profile = "portable"
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     seed: int = 0
@@ -103,7 +109,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in the shape of its YAML."""
-        parameters = {**({} if self.rank is None else {"rank": self.rank}), **self.options}
+        size = {"rank": self.rank, "energy": self.energy}
+        parameters = {**{name: value for name, value in size.items() if value is not None}, **self.options}
         asked: dict[str, Any] = {
             "merge_method": self.merge_method,
             "base_model": self.base_model,
@@ -112,6 +119,7 @@ class Recipe:
                 for source in self.models
             ],
             "parameters": parameters,
+            "profile": None if self.profile == "portable" else self.profile,
             "dtype": self.dtype,
             "seed": self.seed,
             "allow": list(self.allow),
@@ -120,6 +128,8 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that ``from_yaml`` reads back."""
+        import yaml
+
         text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         return text
 
@@ -130,6 +140,8 @@ class Recipe:
         Raises:
             RecipeError: The text is not YAML, or a field is missing, unknown or of the wrong kind.
         """
+        import yaml
+
         try:
             content = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -141,19 +153,19 @@ class Recipe:
         """Read a recipe from plain data; see ``from_yaml``."""
         if not isinstance(content, Mapping):
             raise RecipeError("The recipe is not a mapping.", remedy="Start it with 'merge_method: sum'.")
-        _refuse_unknown(
-            content, ("merge_method", "base_model", "models", "parameters", "dtype", "seed", "allow"), "The recipe"
-        )
+        _refuse_unknown(content, FIELDS, "The recipe")
         models = _list(content.get("models"), "models")
         if not models:
             raise RecipeError("The recipe lists no models.", remedy="Add 'models:' with one '- model: …' an adapter.")
         options = dict(_mapping(content.get("parameters"), "parameters"))
-        rank = options.pop("rank", None)
+        rank, energy = options.pop("rank", None), options.pop("energy", None)
         return cls(
             merge_method=_text(content.get("merge_method", "sum"), "merge_method"),
             models=tuple(_source(entry) for entry in models),
             base_model=None if content.get("base_model") is None else _text(content["base_model"], "base_model"),
-            rank=None if rank is None else _integer(rank, "rank", at_least=1),
+            rank=rank if rank in (None, "auto") else _integer(rank, "rank", at_least=1),
+            energy=None if energy is None else _share(energy, "energy"),
+            profile=_profile(content.get("profile", "portable")),
             options=options,
             dtype=None if content.get("dtype") is None else _text(content["dtype"], "dtype"),
             seed=_integer(content.get("seed", 0), "seed", at_least=0),
@@ -230,6 +242,19 @@ def _integer(value: object, name: str, at_least: int) -> int:
     return value
 
 
+def _share(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise RecipeError(f"'{name}' is {value!r}.", remedy="It must be a number above 0 and up to 1, such as 0.99.")
+    return float(value)
+
+
+def _profile(value: object) -> Profile:
+    for profile in PROFILES:
+        if value == profile:
+            return profile
+    raise RecipeError(f"'profile' is {value!r}.", remedy=f"It must be one of {', '.join(PROFILES)}.")
+
+
 @dataclass(frozen=True, slots=True)
 class Parent:
     """One adapter that went into a composite, as the record keeps it.
@@ -241,7 +266,7 @@ class Parent:
         commit: Commit of the repository, 40 hex digits.
         subfolder: Folder inside the repository.
         files: ``{name, sha256, size}`` of each file that was read.
-        base_model: Base model as the adapter states it; ``None`` also where it stated a local path.
+        base_model: Base model that it was trained on, as it states it; ``None`` also where it stated a local path.
         license: Licence the repository states.
         gated: Whether the repository asks for access.
         private: Whether the repository is private.
@@ -250,6 +275,7 @@ class Parent:
         scalings: Smallest and largest effective scaling over the modules.
         modules: Number of adapted modules.
         task_type: PEFT task type.
+        base_stands_for: The model that its base stands for, such as the original of a quantised copy.
         license_details: Where the licence is stated, and the licence files.
     """
 
@@ -268,7 +294,24 @@ class Parent:
     scalings: tuple[float, float]
     modules: int
     task_type: str | None
+    base_stands_for: str | None = None
     license_details: LicenseDetails = field(default_factory=LicenseDetails)
+
+
+def _parent(content: Mapping[str, Any]) -> Parent:
+    """Read a parent of a record; ``TypeError`` or ``ValueError`` if a field is not of its kind."""
+    low, high = (float(scaling) for scaling in content["scalings"])
+    weight = checked_weight(content["weight"], "a parent")
+    details = LicenseDetails.from_dict(content["license_details"])
+    read = {"files": tuple(content["files"]), "scalings": (low, high), "weight": weight, "license_details": details}
+    parent = Parent(**{**content, **read})
+    texts = (parent.name, parent.model, parent.subfolder)
+    optional = (parent.repo_id, parent.commit, parent.base_model, parent.license, parent.task_type)
+    if not all(isinstance(text, str) for text in (*texts, *(text for text in optional if text is not None))):
+        raise TypeError("a text of a parent is none")
+    if not all(type(number) is int for number in (parent.rank, parent.modules)):
+        raise TypeError("rank or modules of a parent are no numbers")
+    return parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +323,7 @@ class MergeRecord:
         parents: The adapters that went in.
         base_model: Canonical base, ``None`` if unknown.
         base_license: Licence of the base, where it could be read.
-        output: ``{rank, dtype, modules, task_type, files}`` of the composite.
+        output: ``{rank, dtype, modules, task_type, format, components, files}`` of the composite.
         findings: Cautions and accepted problems, as plain data.
         scores: The orthogonality scores, as plain data (``scores.Scores.to_dict``).
         proof: What re-reading the written file showed (``proof.Proof.to_dict``).
@@ -325,6 +368,11 @@ class MergeRecord:
         """
         try:
             content = json.loads(text)
+            if "kind" in content:
+                raise RecipeError(
+                    f"This is a {content['kind']}, made by another command, and no composite.",
+                    remedy="Name the composite that it was made from; `hub-merge push` takes either.",
+                )
             version = content["schema_version"]
             if not isinstance(version, int) or version > SCHEMA_VERSION:
                 raise RecipeError(
@@ -350,14 +398,3 @@ class MergeRecord:
             raise RecipeError(
                 f"hub_merge.json is not a merge record: {error!r}.", remedy="Merge again to write a new one."
             ) from error
-
-
-def _parent(content: Mapping[str, Any]) -> Parent:
-    return Parent(
-        **{
-            **content,
-            "files": tuple(content["files"]),
-            "scalings": tuple(content["scalings"]),
-            "license_details": LicenseDetails.from_dict(content["license_details"]),
-        }
-    )

@@ -356,6 +356,8 @@ def test_a_card_may_list_several_licences() -> None:
     assert license_in_card({}, ["gemma"]) == ("gemma", LicenseDetails("tag"))
     assert license_in_card({"license": "mit"}, ["gemma"]) == ("mit", LicenseDetails("card"))
     assert license_in_card({"license": 5}) == (None, LicenseDetails())
+    hostile = {"license": ["mit", "</td><script>"], "license_name": "a\nb", "license_link": "javascript:alert(1) x"}
+    assert license_in_card(hostile) == ("mit AND other", LicenseDetails("card"))
     assert license_in_card({"license": "other", "license_name": "mine", "license_link": "LICENSE"}) == (
         "other",
         LicenseDetails("card", "mine", "LICENSE"),
@@ -415,6 +417,15 @@ def test_the_prescribed_line_is_the_texts_own() -> None:
     assert prescribed_notice(LLAMA_3_1) == LLAMA_LINE == TERMS["llama3.1"].notice
     assert prescribed_notice(GEMMA) == TERMS["gemma"].notice
     assert prescribed_notice(MIT) is None
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine", encoding="utf-8")
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "LICENSE").symlink_to(tmp_path / "secret")
+    (folder / "NOTICE").write_text("yours", encoding="utf-8")
+    assert terms_files(folder) == {"NOTICE": "yours"}
 
 
 def test_only_texts_are_taken_from_a_folder(tmp_path: Path) -> None:

@@ -451,7 +451,15 @@ def test_a_function_that_is_no_method_is_refused(table: dict[str, Method]) -> No
     def strange(parts: Any, weights: Any, *, rank: int | None = None, x: bytes = b"", rng: Any) -> LoraFactors:
         return LoraFactors.empty((1, 1))
 
-    for kernel, reason in [(no_seed, "takes parts"), (no_default, "density needs a default"), (strange, "x needs")]:
+    def taken(parts: Any, weights: Any, *, rank: int | None = None, energy: float = 0.9, rng: Any) -> LoraFactors:
+        return LoraFactors.empty((1, 1))
+
+    for kernel, reason in [
+        (no_seed, "takes parts"),
+        (no_default, "density needs a default"),
+        (strange, "x needs"),
+        (taken, "option energy has a name that merge itself takes"),
+    ]:
         with pytest.raises(ValueError, match=reason):
             merge_method("broken", formula="x = y")(kernel)
     assert "broken" not in table

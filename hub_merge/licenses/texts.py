@@ -12,6 +12,8 @@ from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 
+from hub_merge.errors import AdapterFormatError
+from hub_merge.formats.peft import contained
 from hub_merge.layout import TERMS_FILES
 
 __all__ = ["prescribed_notice", "recognise", "terms_files"]
@@ -109,18 +111,21 @@ def _plain(text: str) -> str:
 
 
 def terms_files(folder: Path) -> dict[str, str]:
-    """Return the texts of the licence, notice and policy files in ``folder`` by name; what is no text is left out."""
+    """Return the texts of the licence, notice and policy files in ``folder`` by name.
+
+    What is no text, or a link that leads out of the folder, is left out.
+    """
     return dict(islice(_read_terms(folder), MOST_FILES))
 
 
 def _read_terms(folder: Path) -> Iterator[tuple[str, str]]:
     named = (path for path in sorted(folder.iterdir()) if any(fnmatchcase(path.name, name) for name in TERMS_FILES))
     for path in named:
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
-            continue
         try:
+            if not contained(folder, path.name).is_file() or path.stat().st_size > MOST_BYTES:
+                continue
             text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
+        except (AdapterFormatError, OSError, UnicodeDecodeError):
             continue
         yield path.name, text
 

@@ -35,6 +35,9 @@ __all__ = [
 
 ENTRY_POINTS = "hub_merge.methods"
 
+RESERVED = frozenset("adapters allow base canonical dtype energy method preset profile rank rng seed weights".split())
+"""What ``merge`` and recipes call other things, so that no option can have the name."""
+
 DefaultRank = Literal["total", "largest"]
 """Rank of the result when none is asked for: the sum of the ranks of a module's parts, or the largest of them."""
 
@@ -201,6 +204,13 @@ class Method:
             raise MergeError(f"Method {self.name} has no preset {name!r}.", remedy=f"It has {', '.join(self.presets)}.")
         return self.presets[name]
 
+    def combination(self, weights: Sequence[float], parts: Sequence[LoraFactors]) -> Sequence[float]:
+        """Return the coefficients of the linear combination of deltas that a result is measured against.
+
+        It is the one that the method makes if it makes one, else the weighted sum.
+        """
+        return weights if self.coefficients is None else self.coefficients(weights, [part.rank > 0 for part in parts])
+
     def output_rank(self, ranks: Sequence[int], rank: int | None) -> int:
         """Return the rank that a module whose parts have ``ranks`` has after the merge."""
         total = sum(ranks)
@@ -278,6 +288,8 @@ def _read_option(name: str, hint: Any, default: Any) -> Option:
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     choices: tuple[str, ...] = get_args(hint) if get_origin(hint) is Literal else ()
     kind: type = str if choices else hint
+    if name in RESERVED:
+        raise ValueError(f"option {name} has a name that merge itself takes")
     if kind not in (bool, int, float, str) or default is inspect.Parameter.empty:
         raise ValueError(f"option {name} needs a default and one of the kinds bool, int, float, str, Literal")
     return Option(name, kind, default, choices, bounds, optional, MethodName() in extras)
