@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
+from hub_merge.frontmatter import LicenseDetails
 
 if TYPE_CHECKING:
     from hub_merge.publish import Published
@@ -122,6 +123,7 @@ class Origin:
         commit: The commit it resolved to, 40 hex digits.
         subfolder: Folder inside the repository, empty for the root.
         license: Licence identifier that the repository states, if any.
+        license_details: Where it states it, and its licence files.
         gated: Whether access has to be requested.
         private: Whether the repository is private.
         folder: Local folder that holds the files; never written to any output.
@@ -134,6 +136,7 @@ class Origin:
     commit: str | None = None
     subfolder: str = ""
     license: str | None = None
+    license_details: LicenseDetails = field(default_factory=LicenseDetails)
     gated: bool = False
     private: bool = False
     folder: Path | None = None

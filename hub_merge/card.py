@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -19,7 +20,7 @@ from hub_merge.errors import MergeError
 from hub_merge.formats.names import COMPONENTS
 from hub_merge.frontmatter import split_front_matter
 from hub_merge.layout import DIFFUSERS_FILE, FILE_FORMATS, KOHYA_FILE
-from hub_merge.licenses import LicenseVerdict, united
+from hub_merge.licenses import LicenseVerdict, verdict_of
 from hub_merge.methods import Method, get_method
 from hub_merge.privacy import one_line, scrub
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Weight
@@ -41,6 +42,7 @@ __all__ = [
     "link",
     "published_card",
     "render_card",
+    "render_licenses",
     "scrub",
     "to_yaml",
     "update_card",
@@ -258,12 +260,14 @@ def _losses(record: MergeRecord) -> Sequence[Mapping[str, Any]]:
     return losses if record.recipe.rank is not None else []
 
 
-def _verdict(record: MergeRecord) -> LicenseVerdict:
-    return united(
-        record.base_license,
-        [parent.license for parent in record.parents],
-        names=[parent.repo_id or parent.name for parent in record.parents],
-    )
+def _owed(verdict: LicenseVerdict) -> list[Markdown]:
+    """Return one line a licence: a link to its text, and what its clauses ask for."""
+    return [
+        Markdown(
+            f"[{escape(license)}]({url}): {'; '.join(f'{escape(owed.says)} ({escape(owed.where)})' for owed in each)}"
+        )
+        for (license, url), each in groupby(verdict.obligations, key=lambda owed: (owed.license, owed.url))
+    ]
 
 
 def _matrix(scores: Mapping[str, Any]) -> list[tuple[str, list[float | None]]]:
@@ -291,7 +295,7 @@ def _version(record: MergeRecord) -> Markdown | None:
 
 
 def _front_matter(record: MergeRecord) -> dict[str, Any]:
-    base, verdict = hub_id(record.base_model), _verdict(record)
+    base, verdict = hub_id(record.base_model), verdict_of(record)
     task = TASKS.get(_task_type(record) or "")
     content = {
         "base_model": base,
@@ -454,8 +458,19 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
         "local": [parent for parent in record.parents if parent.repo_id is None],
         "recipe": to_yaml(cleaned(record.recipe.to_dict())),
         "weights": weight_files(record.output["files"]),
-        "verdict": _verdict(record),
+        **_terms(record),
     }
+
+
+def _terms(record: MergeRecord) -> dict[str, Any]:
+    verdict = verdict_of(record)
+    return {"verdict": verdict, "owed": _owed(verdict), "blank": Markdown(BLANK)}
+
+
+def render_licenses(record: MergeRecord) -> str:
+    """Return the file that lists every source with its licence, for a composite that no single licence covers."""
+    body = environment().get_template("licenses.md.jinja").render(_terms(record)).strip()
+    return f"# Licences\n\n{body}\n"
 
 
 def render_card(record: MergeRecord, *, repo_id: str | None = None, picture: str | None = None) -> str:

@@ -19,7 +19,7 @@ from hub_merge.formats.tensors import WRITABLE, TensorInfo, dtype_named
 from hub_merge.fusion.folding import BLOCK, INPUT_EMBEDDINGS, tensor_of
 from hub_merge.gram import Float64
 from hub_merge.hub import Hub
-from hub_merge.layout import CARD_FILE, PUBLISHED_FILES
+from hub_merge.layout import CARD_FILE, OWN_CONTENT
 from hub_merge.lowrank import closest_update
 from hub_merge.parallel import map_modules
 from hub_merge.pipeline import merge, save
@@ -163,7 +163,7 @@ def extract(
     if rank < 1 or (energy is not None and not 0 < energy <= 1):
         raise MergeError(f"Rank {rank} or energy {energy} is out of range.", remedy="rank from 1, energy in (0, 1].")
     hub, output = hub or Hub(), Path(output).expanduser()
-    require_free(output, force, PUBLISHED_FILES)
+    require_free(output, force, OWN_CONTENT)
     models = open_model(tuned, hub=hub), open_model(base, hub=hub)
     wanted, other = _sorted_out(*models, include, exclude)
     updates = list(_updates(models, wanted, rank, seed, progress))

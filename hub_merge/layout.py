@@ -8,11 +8,16 @@ __all__ = [
     "FILE_FORMATS",
     "INDEX_FILE",
     "KOHYA_FILE",
+    "LICENSES_FILE",
+    "LICENSES_FOLDER",
     "MLX_FILE",
+    "NOTICE_FILE",
+    "OWN_CONTENT",
     "PICTURE_FILE",
     "PUBLISHED_FILES",
     "RECIPE_FILE",
     "RECORD_FILE",
+    "TERMS_FILES",
     "TOKENIZER_FILES",
     "WEIGHTS_FILE",
 ]
@@ -40,8 +45,19 @@ RECIPE_FILE = "recipe.yaml"
 CARD_FILE = "README.md"
 PICTURE_FILE = "orthogonality.png"
 
+NOTICE_FILE = "NOTICE"
+"""The lines that licences of the sources prescribe."""
+LICENSES_FILE = "LICENSES.md"
+"""Every source with its licence, where no single identifier covers them all."""
+LICENSES_FOLDER = "LICENSES"
+"""Licence texts of the sources, one folder a source."""
+TERMS_FILES = ("LICEN[SC]E*", "licen[sc]e*", "Licen[sc]e*", "COPYING*", "NOTICE*", "Notice*", "USE_POLICY*")
+"""Names of files that tell the terms of a repository, as patterns."""
+
 PUBLISHED_FILES = (
     *(CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, DIFFUSERS_FILE, KOHYA_FILE, MLX_FILE),
-    *(RECORD_FILE, RECIPE_FILE, PICTURE_FILE),
+    *(RECORD_FILE, RECIPE_FILE, PICTURE_FILE, NOTICE_FILE, LICENSES_FILE),
 )
-"""The files of a composite's folder: what a push takes, and what a merge may replace."""
+"""The files of a composite's folder that a push takes, beside the licence texts that its record names."""
+OWN_CONTENT = (*PUBLISHED_FILES, f"{LICENSES_FOLDER}/")
+"""What a merge may replace."""

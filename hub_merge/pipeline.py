@@ -35,9 +35,11 @@ from hub_merge.formats.output import get_format
 from hub_merge.formats.peft import contained
 from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
-from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
+from hub_merge.layout import CARD_FILE, OWN_CONTENT, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
+from hub_merge.licenses import LicenseVerdict, verdict_of
 from hub_merge.lineage import Standing, standings
 from hub_merge.methods import Method, get_method
+from hub_merge.notices import carried_names, carried_texts, notice_texts, write_texts
 from hub_merge.outliers import dominance_findings
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
@@ -45,7 +47,7 @@ from hub_merge.publish import Published, publish_folder
 from hub_merge.ranks import Profile, Rank, require_rank
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Weight, checked_weight
 from hub_merge.scores import Scores, Scoring, score
-from hub_merge.sources import Opened, open_adapter, open_headers, unique_names
+from hub_merge.sources import Opened, base_origin, open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "merge_to_folder",
     "push",
     "push_folder",
+    "require_lawful",
     "run",
     "save",
     "score_references",
@@ -337,7 +340,7 @@ def save(
     format: str = "peft",
     force: bool = False,
     picture: bool = False,
-    base_license: str | None = None,
+    base: Origin | None = None,
     progress: Progress = _silent,
 ) -> Path:
     """Write ``adapter`` to ``folder`` with proof, record, recipe and card; whole or not at all.
@@ -350,7 +353,7 @@ def save(
         format: ``peft``, or ``kohya``, ``diffusers`` or ``mlx`` where that format can hold the adapter.
         force: Replace a composite that is there; what was written around our part of a composite's card stays.
         picture: Draw the scores too (needs matplotlib).
-        base_license: Licence of the base model, where it is known.
+        base: Where the base model is and which licence it states, where that is known.
         progress: Told of each module that is written or compared.
 
     Raises:
@@ -368,7 +371,7 @@ def save(
     target.require(composite)
     _require_room(composite, folder)
     total = len(composite.modules)
-    with staged(folder, force, PUBLISHED_FILES) as stage:
+    with staged(folder, force, OWN_CONTENT) as stage:
         target.write(
             composite,
             stage,
@@ -382,8 +385,10 @@ def save(
         proof = prove(stage, written, composite, _counter("prove", total, progress), scoring)
         _require_proof(proof)
         scores = scoring.result()
-        record = build_record(composite, stage, scores, proof, base_license, target)
+        record = build_record(composite, stage, scores, proof, base, target)
         _document(record, stage, scores if picture else None)
+        carried = carried_texts(record, base, [parent.origin for parent in composite.parents])
+        write_texts(stage, {**carried, **notice_texts(record, carried)})
         if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
             _keep_words(folder / CARD_FILE, stage / CARD_FILE)
     return folder
@@ -573,7 +578,7 @@ def merge_to_folder(
 ) -> MergeRecord:
     """Carry out ``recipe``, write the composite to ``output`` and return its record; see ``run`` and ``save``."""
     output = output.expanduser()
-    require_free(output, force, PUBLISHED_FILES)
+    require_free(output, force, OWN_CONTENT)
     get_format(format).require_profile(recipe.profile)  # told before anything is downloaded
     composite = run(recipe, hub=hub, folder=sources_from, parents=parents, progress=progress)
     save(
@@ -582,21 +587,16 @@ def merge_to_folder(
         format=format,
         force=force,
         picture=picture,
-        base_license=_base_license(composite, hub),
+        base=_base_of(composite, hub),
         progress=progress,
     )
     return read_record(output)
 
 
-def _base_license(composite: Composite, hub: Hub) -> str | None:
-    """Return the base's licence; asked only where the Hub was needed anyway, and never a reason to fail."""
+def _base_of(composite: Composite, hub: Hub) -> Origin | None:
+    """Return where the base is; asked only where the Hub was needed anyway, and never a reason to fail."""
     asked = not hub.offline and any(parent.origin.repo_id for parent in composite.parents)
-    if not asked or composite.base_model is None:
-        return None
-    try:
-        return hub.model_license(composite.base_model)
-    except HubMergeError:
-        return None
+    return base_origin(composite.base_model, hub) if asked and composite.base_model else None
 
 
 def search(base_model: str | None = None, *, hub: Hub | None = None, **filters: Any) -> list[Listing]:
@@ -612,14 +612,17 @@ def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) ->
         repo_id: Repository to name in the usage section.
         write: Write it to the folder's README.md.
     """
-    picture = PICTURE_FILE if (folder / PICTURE_FILE).is_file() else None
-    text = render_card(read_record(folder), repo_id=repo_id, picture=picture)
+    text = render_card(read_record(folder), repo_id=repo_id, picture=_picture(folder))
     path = contained(folder, CARD_FILE)
     if path.is_file():
         text = update_card(path.read_text(encoding="utf-8"), text)
     if write:
         path.write_text(text, encoding="utf-8")
     return text
+
+
+def _picture(folder: Path) -> str | None:
+    return PICTURE_FILE if (folder / PICTURE_FILE).is_file() else None
 
 
 # --- publishing -------------------------------------------------------------------------------------------------------
@@ -631,49 +634,88 @@ def push_folder(
     *,
     hub: Hub,
     private: bool | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-    dry_run: bool = False,
-    force: bool = False,
+    accept_unknown_license: bool = False,
+    **asked: Any,
 ) -> Published:
-    """Publish the composite in ``folder`` as one commit; see ``publish.publish_folder``.
+    """Publish the composite in ``folder`` as one commit; see ``publish.publish_folder`` for what else may be asked.
 
     A new repository is private unless said otherwise if a parent is private or gated. The published card names the
-    repository, and keeps what was written into the repository's card around ours.
+    repository, and keeps what was written into the repository's card around ours. The licence of the base is looked
+    up where the merge did not.
+
+    Args:
+        folder: Folder of a composite.
+        repo_id: ``owner/name``, or ``name`` in the user's own namespace.
+        hub: Connection with a token that may write.
+        private: Visibility of a new repository.
+        accept_unknown_license: Publish although the licence of a source is not known, or its terms are not.
+        **asked: Further arguments of ``publish_folder``.
 
     Raises:
         AdapterNotFound: The folder holds no composite.
         AdapterFormatError: A file of it is a link that leads out of it.
-        PublishError: The Hub refused, or the repository changed meanwhile.
+        PublishError: The licences do not allow it, the Hub refused, or the repository changed meanwhile.
     """
-    record = read_record(folder)
-    if not create_pr and repo_id.lower() in {parent.repo_id.lower() for parent in record.parents if parent.repo_id}:
+    recorded = read_record(folder)
+    if not asked.get("create_pr") and repo_id.lower() in {
+        parent.repo_id.lower() for parent in recorded.parents if parent.repo_id
+    }:
         raise PublishError(
             f"{repo_id} is a parent of this composite; publishing there would replace it.",
             remedy="Choose another repository, or open a pull request with --create-pr.",
         )
+    names = [*PUBLISHED_FILES, *carried_names(recorded)]
+    files = [name for name in names if contained(folder, name).is_file()]
+    record, added = _with_base(recorded, folder, hub)
+    require_lawful(verdict_of(record), repo_id, accept_unknown=accept_unknown_license)
     if private is None and not all(is_open(parent, hub) for parent in record.parents):
         private = True
     return publish_folder(
         folder,
         repo_id,
         hub=hub,
-        files=[name for name in PUBLISHED_FILES if contained(folder, name).is_file()],
+        files=files,
         private=private,
-        create_pr=create_pr,
-        commit_message=commit_message,
-        dry_run=dry_run,
-        force=force,
-        card=lambda full_id, published: _card_to_publish(folder, full_id, published),
+        texts=lambda full_id, published: {**added, **_card_to_publish(folder, record, full_id, published)},
+        **asked,
     )
 
 
-def _card_to_publish(folder: Path, repo_id: str, published: str | None) -> str:
+def _with_base(record: MergeRecord, folder: Path, hub: Hub) -> tuple[MergeRecord, dict[str, str]]:
+    """Return the record with the base's licence, asked for where the merge did not, and the texts that it changes."""
+    if record.base_license is not None or record.base_license_details.texts or record.base_model is None or hub.offline:
+        return record, {}
+    base = base_origin(record.base_model, hub)
+    if base is None:
+        return record, {}
+    record = replace(record, base_license=base.license, base_license_details=base.license_details)
+    carried = carried_texts(record, base, [Origin()] * len(record.parents))
+    kept = {name: contained(folder, name) for name in carried_names(record)}
+    there = {name: path.read_text(encoding="utf-8") for name, path in kept.items() if path.is_file()}
+    return record, {**carried, **notice_texts(record, {**there, **carried}), RECORD_FILE: record.to_json()}
+
+
+def require_lawful(verdict: LicenseVerdict, repo_id: str, *, accept_unknown: bool) -> None:
+    """Raise ``PublishError`` if the licences of the sources do not allow to share what was made as ``repo_id``."""
+    blockers = verdict.blockers_for(repo_id, accept_unknown=accept_unknown)
+    if not blockers:
+        return
+    told = "\n".join(f"  - [{found.code}] {found.problem} {found.remedy}" for found in blockers)
+    raise PublishError(
+        f"The licences of its sources do not let this be published as {repo_id} (no legal advice):\n{told}",
+        remedy="It may stay where it is: only publishing is refused.",
+    )
+
+
+def _card_to_publish(folder: Path, record: MergeRecord, repo_id: str, published: str | None) -> dict[str, str]:
     """Return the folder's card as it is to stand in ``repo_id``, which has the card ``published`` if any."""
-    local = (folder / CARD_FILE).read_text(encoding="utf-8")
+    path = contained(folder, CARD_FILE)
+    if not path.is_file():
+        return {}
+    local = path.read_text(encoding="utf-8")
     if card_of(folder) == local:  # nobody has edited our part
-        local = card_of(folder, repo_id=repo_id)
-    return local if published is None else published_card(published, local)
+        local = update_card(local, render_card(record, repo_id=repo_id, picture=_picture(folder)))
+    return {CARD_FILE: local if published is None else published_card(published, local)}
 
 
 def is_open(source: Parent | Origin, hub: Hub) -> bool:

@@ -32,9 +32,10 @@ MAX_RECORD = 10_000_000
 
 
 def build_record(
-    composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None, target: FileFormat
+    composite: Composite, folder: Path, scores: Scores, proof: Proof, base: Origin | None, target: FileFormat
 ) -> MergeRecord:
     """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
+    base = base or Origin()
     bases = {standing.adapter: standing.stands_for for standing in composite.compatibility.bases}
     parents = tuple(
         parent_of(parent, weight, bases.get(parent.name))
@@ -56,7 +57,8 @@ def build_record(
         recipe=recipe,
         parents=parents,
         base_model=composite.base_model,
-        base_license=base_license,
+        base_license=base.license,
+        base_license_details=base.license_details,
         output={
             "rank": composite.rank,
             **_ranks(composite),
@@ -95,6 +97,7 @@ def parent_of(adapter: Adapter, weight: Weight, base: str | None = None) -> Pare
         files=tuple(asdict(digest) for digest in digests(adapter)),
         base_model=read_base(adapter.base_model).model_id,
         license=origin.license,
+        license_details=origin.license_details,
         gated=origin.gated,
         private=origin.private,
         weight=weight,

@@ -27,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from hub_merge.errors import RecipeError
+from hub_merge.frontmatter import LicenseDetails
 from hub_merge.ranks import PROFILES, Profile, Rank
 
 __all__ = ["SCHEMA_VERSION", "MergeRecord", "Parent", "Recipe", "Source", "Weight", "weight_for"]
@@ -275,6 +276,7 @@ class Parent:
         modules: Number of adapted modules.
         task_type: PEFT task type.
         base_stands_for: The model that its base stands for, such as the original of a quantised copy.
+        license_details: Where the licence is stated, and the licence files.
     """
 
     name: str
@@ -293,13 +295,16 @@ class Parent:
     modules: int
     task_type: str | None
     base_stands_for: str | None = None
+    license_details: LicenseDetails = field(default_factory=LicenseDetails)
 
 
 def _parent(content: Mapping[str, Any]) -> Parent:
     """Read a parent of a record; ``TypeError`` or ``ValueError`` if a field is not of its kind."""
     low, high = (float(scaling) for scaling in content["scalings"])
     weight = checked_weight(content["weight"], "a parent")
-    parent = Parent(**{**content, "files": tuple(content["files"]), "scalings": (low, high), "weight": weight})
+    details = LicenseDetails.from_dict(content["license_details"])
+    read = {"files": tuple(content["files"]), "scalings": (low, high), "weight": weight, "license_details": details}
+    parent = Parent(**{**content, **read})
     texts = (parent.name, parent.model, parent.subfolder)
     optional = (parent.repo_id, parent.commit, parent.base_model, parent.license, parent.task_type)
     if not all(isinstance(text, str) for text in (*texts, *(text for text in optional if text is not None))):
@@ -323,6 +328,7 @@ class MergeRecord:
         scores: The orthogonality scores, as plain data (``scores.Scores.to_dict``).
         proof: What re-reading the written file showed (``proof.Proof.to_dict``).
         versions: Versions of this package and of the libraries that shaped the bytes.
+        base_license_details: Where the base's licence is stated, and its licence files.
     """
 
     recipe: Recipe
@@ -334,6 +340,7 @@ class MergeRecord:
     scores: Mapping[str, Any]
     proof: Mapping[str, Any]
     versions: Mapping[str, str]
+    base_license_details: LicenseDetails = field(default_factory=LicenseDetails)
 
     def to_json(self) -> str:
         """Return the record as JSON; the same record gives the same bytes."""
@@ -343,6 +350,7 @@ class MergeRecord:
             "parents": [asdict(parent) for parent in self.parents],
             "base_model": self.base_model,
             "base_license": self.base_license,
+            "base_license_details": asdict(self.base_license_details),
             "output": self.output,
             "findings": self.findings,
             "scores": self.scores,
@@ -384,6 +392,7 @@ class MergeRecord:
                 scores=content["scores"],
                 proof=content["proof"],
                 versions=content["versions"],
+                base_license_details=LicenseDetails.from_dict(content["base_license_details"]),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecipeError(

@@ -18,13 +18,23 @@ from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError,
 from hub_merge.formats import checkpoints
 from hub_merge.formats.opening import adapter_from_headers, open_adapter_files
 from hub_merge.formats.peft import contained
-from hub_merge.frontmatter import read_front_matter
-from hub_merge.layout import CARD_FILE, CONFIG_FILE
+from hub_merge.frontmatter import LicenseDetails, license_in_card, read_front_matter
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, TERMS_FILES
+from hub_merge.licenses import recognise, terms_files
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub, PinnedRepo, Reference
 
-__all__ = ["Opened", "digests", "file_digest", "open_adapter", "open_headers", "open_model", "unique_names"]
+__all__ = [
+    "Opened",
+    "base_origin",
+    "digests",
+    "file_digest",
+    "open_adapter",
+    "open_headers",
+    "open_model",
+    "unique_names",
+]
 
 
 Result = TypeVar("Result")
@@ -243,6 +253,7 @@ def _origin(pinned: PinnedRepo, folder: Path | None) -> Origin:
         commit=pinned.commit,
         subfolder=pinned.subfolder,
         license=pinned.license,
+        license_details=_with_texts(pinned.license_details, folder),
         gated=pinned.gated,
         private=pinned.private,
         folder=folder,
@@ -252,14 +263,36 @@ def _origin(pinned: PinnedRepo, folder: Path | None) -> Origin:
 
 def _local_origin(folder: Path) -> Origin:
     """Return the origin of a local folder; its card may state a licence."""
-    from hub_merge.hub.repositories import is_license
-
     try:
-        card = contained(folder, CARD_FILE)
+        card = read_front_matter(contained(folder, CARD_FILE))
     except AdapterFormatError:
-        return Origin(folder=folder)
-    stated = read_front_matter(card).get("license")
-    return Origin(folder=folder, license=stated if isinstance(stated, str) and is_license(stated) else None)
+        card = {}
+    license, details = license_in_card(card)
+    return Origin(folder=folder, license=license, license_details=_with_texts(details, folder))
+
+
+def _with_texts(details: LicenseDetails, folder: Path | None) -> LicenseDetails:
+    """Add the licence files of ``folder`` and which licences they are the texts of."""
+    texts = terms_files(folder) if folder else {}
+    return replace(details, texts=tuple((name, recognise(text)) for name, text in texts.items()))
+
+
+def base_origin(model_id: str, hub: Hub) -> Origin | None:
+    """Return where a base model is and which licence it states, with its licence files as far as they may be read.
+
+    Returns:
+        ``None`` if the Hub does not tell; ``folder`` is that of the licence files, if there are any.
+    """
+    try:
+        pinned = hub.model(model_id)
+    except HubMergeError:
+        return None
+    if pinned is None:
+        return None
+    try:
+        return _origin(pinned, hub.pull(pinned, TERMS_FILES))
+    except HubMergeError:  # it has none, or asks for access first
+        return _origin(pinned, None)
 
 
 def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:

@@ -28,7 +28,7 @@ def staged(folder: Path, force: bool, own: Collection[str]) -> Iterator[Path]:
     Args:
         folder: Where the content goes.
         force: Replace a composite that is there.
-        own: Names of the files that may be replaced.
+        own: Names of the files that may be replaced, and of folders, with a slash behind.
 
     Raises:
         OutputExists: ``folder`` may not be created or replaced; see ``require_free``.
@@ -71,12 +71,17 @@ def require_free(folder: Path, force: bool, own: Collection[str]) -> None:
             f"{folder} holds no composite of hub-merge, so it is not replaced even with --force.",
             remedy="Choose another folder.",
         )
-    if foreign := sorted(path.name for path in _content(folder) if path.name not in own or not path.is_file()):
+    if foreign := sorted(path.name for path in _content(folder) if _written(path) not in own):
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise OutputExists(
             f"{folder} holds {', '.join(foreign[:3])}{more} too, so it is not replaced even with --force.",
             remedy="Choose another folder, or move them away first.",
         )
+
+
+def _written(path: Path) -> str:
+    """Return the name of ``path`` as ``own`` writes it."""
+    return path.name if path.is_file() else f"{path.name}/"
 
 
 def _content(folder: Path) -> list[Path]:

@@ -15,9 +15,20 @@ from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hub_merge.card import END, START, code_span, escape, published_card, render_card, scrub, update_card
+from hub_merge.card import (
+    END,
+    START,
+    code_span,
+    escape,
+    published_card,
+    render_card,
+    render_licenses,
+    scrub,
+    update_card,
+)
 from hub_merge.errors import HubMergeError
-from hub_merge.licenses import FREEDOM
+from hub_merge.frontmatter import LicenseDetails
+from hub_merge.licenses import TERMS
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"
@@ -33,6 +44,7 @@ OUR_KEYS = {
     "license_link",
     "hub_merge",
 }
+OWN_TERMS = LicenseDetails("card", "my terms", "https://example.org/terms")
 TOKEN = "hf_" + "a1B2" * 8
 
 
@@ -59,6 +71,7 @@ def parent(name: str, **changes: Any) -> Parent:
         scalings=(16.0, 16.0),
         modules=120,
         task_type="CAUSAL_LM",
+        license_details=LicenseDetails("card"),
     )
     return replace(plain, **changes)
 
@@ -81,7 +94,16 @@ def pair(first: str, second: str, **changes: Any) -> dict[str, Any]:
 PARENTS = (
     parent("math", license="mit"),
     parent("medicine", weight={"self_attn.v_proj": 0.5, "*": 1.0}, gated=True, subfolder="final"),
-    parent("finance", repo_id=None, commit=None, model="./finance", rank=8, scalings=(5.656854, 8.0)),
+    parent(
+        "finance",
+        repo_id=None,
+        commit=None,
+        model="./finance",
+        rank=8,
+        scalings=(5.656854, 8.0),
+        license=None,
+        license_details=LicenseDetails(texts=(("LICENSE", "apache-2.0"), ("NOTICE", None))),
+    ),
 )
 
 RECORD = MergeRecord(
@@ -140,6 +162,7 @@ RECORD = MergeRecord(
         ],
     },
     versions={"hub-merge": "0.1.0", "numpy": "2.4.0"},
+    base_license_details=LicenseDetails("tag"),
 )
 
 
@@ -233,7 +256,11 @@ def test_parents_of_different_tasks_give_no_pipeline_tag() -> None:
     [
         (("mit", "apache-2.0"), "apache-2.0", {"license": "apache-2.0"}),
         (("mit", None), "apache-2.0", {}),
-        (("mit", "gemma"), "llama3.1", {"license": "other", "license_name": "composite"}),
+        (
+            ("mit", "gemma"),
+            "llama3.1",
+            {"license": "other", "license_name": "composite", "license_link": "LICENSES.md"},
+        ),
     ],
 )
 def test_licence_fields_follow_the_verdict(
@@ -243,6 +270,32 @@ def test_licence_fields_follow_the_verdict(
     found = metadata(render_card(replace(RECORD, parents=parents, base_license=base)))
 
     assert {key: found[key] for key in ("license", "license_name", "license_link") if key in found} == expected
+
+
+def test_the_licence_section_lists_every_source_what_is_owed_and_that_it_is_no_advice() -> None:
+    parents = (parent("math", license="mit"), parent("law", license="other", license_details=OWN_TERMS))
+    card = body(render_card(replace(RECORD, parents=parents, base_license="llama3.1")))
+    section = card[card.index("## Licence") : card.index("## Limits")]
+
+    assert "| someone/math-lora | mit | card | mit |" in section
+    assert "| someone/law-lora | other (my terms), `https://example.org/terms` | card | other |" in section
+    assert "This composite: `other` (composite)." in section
+    assert f"someone/math-lora states mit, but it is derived from {BASE}, so that llama3.1 holds for it too" in section
+    assert "- someone/law-lora states other (my terms), whose terms are not in our table." in section
+    assert "begin the name of the model with “Llama” (s. 1.b.i)" in section
+    assert "It is not legal advice." in section
+    assert card.index("**Built with Llama**") < card.index("## Lineage")
+
+
+def test_a_composite_that_may_not_be_shared_says_so() -> None:
+    card = render_card(replace(RECORD, parents=(parent("math", license="cc-by-nd-4.0"),)))
+    assert "- **Not to be shared.** cc-by-nd-4.0 holds for someone/math-lora" in card
+
+
+def test_the_list_of_licences_says_what_the_card_says() -> None:
+    listed = render_licenses(replace(RECORD, base_license="llama3.1"))
+    assert listed.startswith("# Licences\n\n| Source |") and "not legal advice" in listed
+    assert listed.removeprefix("# Licences\n\n") in render_card(replace(RECORD, base_license="llama3.1"))
 
 
 def test_a_shared_initialisation_is_warned_of_and_only_then() -> None:
@@ -481,6 +534,10 @@ NASTY = [
 hostile = st.lists(st.sampled_from(NASTY) | st.text(max_size=12), min_size=1, max_size=3).map("".join)
 
 
+def hostile_details(texts: Iterator[str]) -> LicenseDetails:
+    return LicenseDetails(next(texts), next(texts), next(texts), ((next(texts), "llama3.1"), (next(texts), None)))
+
+
 @st.composite
 def hostile_records(draw: st.DrawFn) -> MergeRecord:
     """A record of sound shape in which every text is somebody else's."""
@@ -496,7 +553,8 @@ def hostile_records(draw: st.DrawFn) -> MergeRecord:
             subfolder=next(texts),
             files=({"name": next(texts) + ".safetensors", "sha256": next(texts), "size": 1},),
             base_model=next(texts),
-            license=next(texts),
+            license="other" if known else next(texts),
+            license_details=hostile_details(texts),
             weight={next(texts): 0.5, next(texts): 1.0} if weighted else 1.0,
             task_type=next(texts),
         )
@@ -517,6 +575,7 @@ def hostile_records(draw: st.DrawFn) -> MergeRecord:
         parents=parents,
         base_model=BASE if known else next(texts),
         base_license=next(texts),
+        base_license_details=hostile_details(texts),
         output={
             **RECORD.output,
             "dtype": next(texts),
@@ -541,7 +600,10 @@ def tables(text: str) -> Iterator[list[str]]:
 
 
 HEADINGS = re.findall(r"^## .*$", body(render_card(RECORD)), re.MULTILINE)
-ALLOWED_LINK = re.compile(r"https://huggingface\.co/[\w.-]+|https://arxiv\.org/abs/|orthogonality\.png$")
+LICENSE_LINK = "|".join(re.escape(terms.url) for terms in TERMS.values())
+ALLOWED_LINK = re.compile(
+    rf"https://huggingface\.co/[\w.-]+|https://arxiv\.org/abs/|orthogonality\.png$|(?:{LICENSE_LINK})$"
+)
 LIVE_LINK = re.compile(r"(?:https?|ftp)://|\bwww\.|[\w.+-]+@[\w-]+\.\w", re.IGNORECASE)
 
 
@@ -554,7 +616,7 @@ def test_hostile_text_adds_no_key_tag_link_heading_or_column(record: MergeRecord
     found = metadata(card)
     assert found.keys() <= OUR_KEYS
     assert found["library_name"] == "peft"
-    assert found.get("license", "other") in {*FREEDOM, "other"}
+    assert found.get("license", "other") in {*TERMS, "other"}
     assert card.splitlines().count(START) == card.splitlines().count(END) == 1
 
     text = body(card)

@@ -25,6 +25,7 @@ BASE = "openai-community/gpt2"
 MATH, MEDICINE, RESULT = "alice/math-lora", "bob/gpt2-medicine", "alice/gpt2-math-medicine"
 CARD, CONFIG, WEIGHTS, RECORD = "README.md", "adapter_config.json", "adapter_model.safetensors", "hub_merge.json"
 PUBLISHED = {CARD, CONFIG, WEIGHTS, RECORD, "recipe.yaml"}
+MIT = "---\nlicense: mit\n---\n"
 MODULE = "transformer.h.3.attn.c_attn"
 
 Tensors = dict[str, np.ndarray[Any, np.dtype[np.float32]]]
@@ -120,12 +121,12 @@ class Journey:
 def journey(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Journey]:
     """Search, inspect, check, score, merge and push twice, once through git LFS and once through Xet."""
     with HubDouble(xet=request.param == "xet") as hub:
-        hub.add_repo(BASE, {"config.json": b'{"model_type": "gpt2"}', "README.md": b"---\nlicense: mit\n---\n"})
+        hub.add_repo(BASE, {"config.json": b'{"model_type": "gpt2"}', "README.md": MIT.encode()})
         hub.renames["gpt2"] = BASE
         card = f"---\nbase_model: {BASE}\nlicense: apache-2.0\nlibrary_name: peft\n---\n# Math\n"
         put = {
             MATH: adapter_files(1, base="gpt2", alpha=32, card=card),
-            MEDICINE: adapter_files(2, base=BASE, alpha=16),
+            MEDICINE: adapter_files(2, base=BASE, alpha=16, card=MIT),
         }
         commits = {repo_id: hub.add_repo(repo_id, files) for repo_id, files in put.items()}
         way = Journey(hub, tmp_path_factory.mktemp("journey"), put, commits)
@@ -288,10 +289,11 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubDouble, 
     """A Hub with small adapters, open, gated and private, and alice's merges of each with an open one."""
     home = tmp_path_factory.mktemp("shop")
     with HubDouble(xet=False) as hub:
-        hub.add_repo("bob/open", adapter_files(1, base=BASE, alpha=16, shape=(12, 8)))
-        hub.add_repo("acme/other", adapter_files(2, base=BASE, alpha=16, shape=(12, 8)))
-        hub.add_repo("bob/gated", adapter_files(3, base=BASE, alpha=16, shape=(12, 8)), gated="manual")
-        hub.add_repo("alice/secret", adapter_files(4, base=BASE, alpha=16, shape=(12, 8)), private=True)
+        hub.add_repo(BASE, {"README.md": MIT.encode()})
+        hub.add_repo("bob/open", adapter_files(1, base=BASE, alpha=16, shape=(12, 8), card=MIT))
+        hub.add_repo("acme/other", adapter_files(2, base=BASE, alpha=16, shape=(12, 8), card=MIT))
+        hub.add_repo("bob/gated", adapter_files(3, base=BASE, alpha=16, shape=(12, 8), card=MIT), gated="manual")
+        hub.add_repo("alice/secret", adapter_files(4, base=BASE, alpha=16, shape=(12, 8), card=MIT), private=True)
         hub.grant("bob/gated", "alice")
         for parent in ("acme/other", "bob/gated", "alice/secret"):
             folder = parent.partition("/")[2]

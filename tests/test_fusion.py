@@ -470,8 +470,23 @@ def test_a_model_made_from_something_closed_is_published_in_private(
     lora = write_lora(tmp_path / "lora", factors(rng, Q), base_model_name_or_path="acme/other")
     record = fuse(lora, tmp_path / "out", base="alice/base", hub=connect(hub_lfs))
     assert record.cautions == ("The adapter states the base acme/other; it was folded into alice/base, as asked.",)
-    push_fused(tmp_path / "out", "alice/full", hub=connect(hub_lfs))
+    push_fused(tmp_path / "out", "alice/full", hub=connect(hub_lfs), accept_unknown_license=True)
     assert hub_lfs.repo("alice/full").private
+
+
+def test_a_model_that_the_licences_do_not_let_share_is_not_published(
+    hub_lfs: HubDouble, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    hub_lfs.add_user("alice")
+    base = write_model(tmp_path / "base", weights(rng))
+    (base / "README.md").write_text("---\nlicense: cc-by-nd-4.0\n---\n")
+    lora = write_lora(tmp_path / "lora", factors(rng, Q))
+    fuse(lora, tmp_path / "out", base=str(base), hub=OFFLINE)
+    with pytest.raises(PublishError, match=r"\[license_unknown\] No licence is known for lora"):
+        push_fused(tmp_path / "out", "alice/full", hub=connect(hub_lfs))
+    with pytest.raises(PublishError, match=r"\[no_derivatives\] cc-by-nd-4.0 holds for base"):
+        push_fused(tmp_path / "out", "alice/full", hub=connect(hub_lfs), accept_unknown_license=True)
+    assert read_fusion(tmp_path / "out").base.license_details.found_in == "card"
 
 
 def test_a_quantised_model_of_the_hub_is_refused_before_its_weights_are_downloaded(

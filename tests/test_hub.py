@@ -28,6 +28,7 @@ from hub_merge.errors import (
     RecipeError,
     UnsupportedAdapter,
 )
+from hub_merge.frontmatter import LicenseDetails
 from hub_merge.hub import Hub, PinnedRepo, Reference, RemoteFile, parse_reference
 from hub_merge.hub.failures import redact
 from hub_merge.hub.ranges import fetch_range, read_header
@@ -189,9 +190,10 @@ def test_base_models_are_read_in_every_shape_the_hub_gives_them(stated: object) 
 def test_base_model_and_licence_are_taken_from_card_or_tags_where_the_hub_has_no_field() -> None:
     card = ModelInfo(id="a/b", cardData={"base_model": ["x/y", 3], "license": "mit"}, tags=["license:other"])
     tags = ModelInfo(id="a/b", tags=["license:apache-2.0", "base_model:x/y", "base_model:adapter:x/y"])
-    assert (stated_base_models(card), stated_license(card)) == (("x/y",), "mit")
-    assert (stated_base_models(tags), stated_license(tags)) == (("x/y",), "apache-2.0")
-    assert (stated_base_models(ModelInfo(id="a/b")), stated_license(ModelInfo(id="a/b"))) == ((), None)
+    assert (stated_base_models(card), stated_license(card)) == (("x/y",), ("mit", LicenseDetails("card")))
+    assert (stated_base_models(tags), stated_license(tags)) == (("x/y",), ("apache-2.0", LicenseDetails("tag")))
+    nothing = ModelInfo(id="a/b")
+    assert (stated_base_models(nothing), stated_license(nothing)) == ((), (None, LicenseDetails()))
 
 
 def test_a_missing_repository_is_told_with_and_without_a_token(hub_lfs: HubDouble, cache: Path) -> None:
@@ -808,7 +810,7 @@ def test_offline_nothing_is_asked_and_what_is_missing_is_told(hub_lfs: HubDouble
         client.search(BASE)
     assert_says(error, "the list of models", "switched off", remedy="HF_HUB_OFFLINE")
     assert client.canonical(BASE) is None
-    assert client.model_license(BASE) is None
+    assert client.model(BASE) is None
     assert not hub_lfs.requests
 
 
@@ -848,20 +850,22 @@ def test_offline_a_part_of_the_shards_is_not_taken_for_whole(hub_lfs: HubDouble,
 
 
 def test_a_base_model_is_known_by_its_present_name_and_asked_for_once(hub_lfs: HubDouble, cache: Path) -> None:
-    hub_lfs.add_repo("acme/base", {"README.md": b"---\nlicense: apache-2.0\n---\n"}, owner="alice")
+    head = hub_lfs.add_repo("acme/base", {"README.md": b"---\nlicense: apache-2.0\n---\n"}, owner="alice")
     hub_lfs.renames["gpt2"] = "acme/base"
     client = connect(hub_lfs, cache)
     for _ in range(2):
         assert client.canonical("gpt2") == "acme/base"
-        assert client.model_license("gpt2") == "apache-2.0"
+        model = client.model("gpt2")
+        assert model and (model.repo_id, model.license, model.commit) == ("acme/base", "apache-2.0", head)
+        assert model.files["README.md"].size == len(b"---\nlicense: apache-2.0\n---\n")
     assert lines(hub_lfs) == ["GET /api/models/gpt2", "GET /api/models/acme/base"]
 
 
-def test_a_base_model_that_cannot_be_seen_has_no_name_and_no_licence(hub_lfs: HubDouble, cache: Path) -> None:
+def test_a_base_model_that_cannot_be_seen_has_no_name_and_tells_nothing(hub_lfs: HubDouble, cache: Path) -> None:
     client = connect(hub_lfs, cache)
     for model_id in ("acme/nothing", "./local", "/root/model", "a/b/c"):
         assert client.canonical(model_id) is None
-        assert client.model_license(model_id) is None
+        assert client.model(model_id) is None
     assert lines(hub_lfs) == ["GET /api/models/acme/nothing"]
 
 

@@ -23,7 +23,7 @@ methods
 compat licenses
 advise composite sources
 proof plots card
-provenance publish
+notices provenance publish
 pipeline
 bulk fusion
 extraction

@@ -86,7 +86,7 @@ def test_the_commands_on_the_hub_work_as_written(clone: Path, hub_lfs: HubDouble
         hub_lfs.add_user(repo_id.split("/")[0])
         hub_lfs.add_repo(repo_id, {path.name: path.read_bytes() for path in folder.iterdir()})
     hub_lfs.add_user("HuggingFaceTB")
-    hub_lfs.add_repo("HuggingFaceTB/SmolLM2-135M-Instruct", {"config.json": b"{}"})
+    hub_lfs.add_repo("HuggingFaceTB/SmolLM2-135M-Instruct", {"README.md": b"---\nlicense: apache-2.0\n---\n"})
     hub_lfs.add_user("me")
     told = run_shell(blocks("bash")[2], clone, hub_lfs.environment(clone.parent, user="me"))
     assert "someone/math-lora" in told and "other/medicine-lora" in told

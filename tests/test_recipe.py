@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub_merge.errors import RecipeError
+from hub_merge.frontmatter import LicenseDetails
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Recipe, Source, checked_weight, weight_for
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
@@ -41,6 +42,13 @@ JSON = st.recursive(
     max_leaves=5,
 )
 OBJECTS = st.dictionaries(TEXT, JSON, max_size=3)
+DETAILS = st.builds(
+    LicenseDetails,
+    found_in=st.none() | TEXT,
+    name=st.none() | TEXT,
+    link=st.none() | TEXT,
+    texts=st.lists(st.tuples(TEXT, st.none() | TEXT), max_size=2).map(tuple),
+)
 PARENTS = st.builds(
     Parent,
     name=TEXT,
@@ -60,6 +68,7 @@ PARENTS = st.builds(
     scalings=st.tuples(NUMBERS, NUMBERS),
     modules=st.integers(0, 999),
     task_type=st.none() | TEXT,
+    license_details=DETAILS,
 )
 RECORDS = st.builds(
     MergeRecord,
@@ -72,6 +81,7 @@ RECORDS = st.builds(
     scores=OBJECTS,
     proof=OBJECTS,
     versions=st.dictionaries(TEXT, TEXT, max_size=2),
+    base_license_details=DETAILS,
 )
 
 

@@ -141,7 +141,7 @@ def test_a_damaged_folder_is_refused_by_name_with_the_reason(
     ("card", "license_"),
     [
         ("---\nlicense: mit\n---\n# x\n", "mit"),
-        ("---\nlicense: [mit, apache-2.0]\n---\n", None),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", "mit AND apache-2.0"),
         ("---\nlicense: 3\n---\n", None),
         ("---\n{{{ no yaml\n---\n", None),
         ("no front matter", None),

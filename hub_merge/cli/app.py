@@ -41,6 +41,11 @@ base_option = click.option("--base", metavar="OWNER/NAME", help="The base model,
 allow_option = click.option(
     "--allow", multiple=True, metavar="CODE", help="Accept the finding of this code; may be repeated."
 )
+accept_unknown_license_option = click.option(
+    "--accept-unknown-license",
+    is_flag=True,
+    help="Publish although the licence of a source is not known, or its terms are not.",
+)
 output_option = click.option(
     "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
 )
@@ -603,11 +608,20 @@ def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | N
     default=None,
     help="Visibility of a new repository.  [default: private if a source is gated or private]",
 )
+@accept_unknown_license_option
 @allow_option
 @click.option("--force", is_flag=True, help="Replace the folder if it holds a fused model.")
 @token_option
 @output_options
-def fuse(out: Output, output: Path, repo_id: str | None, private: bool | None, token: str | None, **asked: Any) -> None:
+def fuse(
+    out: Output,
+    output: Path,
+    repo_id: str | None,
+    private: bool | None,
+    accept_unknown_license: bool,
+    token: str | None,
+    **asked: Any,
+) -> None:
     """Fold a composite into its base, which gives a full model.
 
     COMPOSITE is any adapter that can be merged. Tensors stream through in blocks, so a model larger than memory can be
@@ -623,7 +637,8 @@ def fuse(out: Output, output: Path, repo_id: str | None, private: bool | None, t
     if repo_id is None:
         print_fusion(out, output, record)
     else:
-        print_published(out, push_fused(output, repo_id, hub=hub, private=private), dry_run=False, fused=True)
+        published = push_fused(output, repo_id, hub=hub, private=private, accept_unknown_license=accept_unknown_license)
+        print_published(out, published, dry_run=False, fused=True)
 
 
 @cli.command(
@@ -694,7 +709,11 @@ def card(composite: Path, repo_id: str | None, write: bool) -> None:
 
 
 @cli.command(
-    examples=["push ./math-medicine me/math-medicine --private", "push ./math-medicine org/lora --create-pr --dry-run"]
+    examples=[
+        "push ./math-medicine me/math-medicine --private",
+        "push ./math-medicine org/lora --create-pr --dry-run",
+        "push ./math-medicine me/math-medicine --branch rank-8 --tag v1.0 --collection 'My merges'",
+    ]
 )
 @composite_argument
 @click.argument("repo_id", metavar="OWNER/NAME")
@@ -704,7 +723,15 @@ def card(composite: Path, repo_id: str | None, write: bool) -> None:
     help="Visibility of a new repository.  [default: private if a parent is gated or private]",
 )
 @click.option("--create-pr", is_flag=True, help="Open a pull request instead of committing.")
+@click.option("--branch", metavar="NAME", help="Branch to commit to; created if there is none of that name.")
+@click.option("--tag", metavar="NAME", help="Tag to give the commit.")
+@click.option(
+    "--collection",
+    metavar="SLUG|TITLE",
+    help="Collection that shall list the repository; one of a new title is created.",
+)
 @click.option("--commit-message", metavar="TEXT", help="Title of the commit.")
+@accept_unknown_license_option
 @click.option("--dry-run", is_flag=True, help="Show what would be sent; change nothing.")
 @click.option("--force", is_flag=True, help="Write into a repository that hub-merge did not make.")
 @token_option
@@ -712,7 +739,8 @@ def card(composite: Path, repo_id: str | None, write: bool) -> None:
 def push(out: Output, composite: Path, repo_id: str, token: str | None, **asked: Any) -> None:
     """Publish a composite, or a fused model, as one commit on the Hub.
 
-    Everything is checked first, and a new repository is created last. What is there already is not sent again.
+    Everything is checked first, the licences of base and parents too, and a new repository is created last. What is
+    there already is not sent again.
     """
     from hub_merge.cli.show import print_published
     from hub_merge.fusion import is_fused, push_fused

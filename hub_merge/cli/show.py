@@ -115,6 +115,7 @@ def _inspection(opened: Opened, base: Standing) -> dict[str, Any]:
         "base_known_by": base.how,
         "task_type": adapter.task_type,
         "license": adapter.origin.license,
+        "license_found_in": adapter.origin.license_details.found_in,
         "modules": len(specs),
         "groups": [f"{count} x {group}" for group, count in groups.items()],
         "rank": _one_or_all(spec.rank for spec in specs),
@@ -383,6 +384,8 @@ def print_conversion(out: Output, folder: Path, record: MergeRecord) -> None:
 
 
 def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
+    from hub_merge.licenses import verdict_of
+
     return {
         "output": str(folder),
         "method": record.recipe.merge_method,
@@ -394,6 +397,7 @@ def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
         "distance_to_sum": record.proof["distance_to_sum"],
         "energy_kept": record.proof["energy_kept"],
         "rms_cosine": record.scores["rms_cosine"],
+        "license": verdict_of(record).line(),
     }
 
 
@@ -530,6 +534,9 @@ def print_published(out: Output, published: Published, *, dry_run: bool, fused: 
         "commit": published.commit,
         "created": published.created,
         "changed": published.changed,
+        "branch": published.branch,
+        "tag": published.tag,
+        "collection": published.collection,
     }
     if out.mode == "json":
         out.document({**values, "pr_url": published.pr_url, "dry_run": dry_run, "files": files})

@@ -24,7 +24,7 @@ from hub_merge.fusion.record import BaseModel, FusionRecord, is_fused, read_fusi
 from hub_merge.hub import Hub
 from hub_merge.layout import CARD_FILE, RECORD_FILE
 from hub_merge.parallel import map_modules
-from hub_merge.pipeline import followers, is_open, save
+from hub_merge.pipeline import followers, is_open, require_lawful, save
 from hub_merge.provenance import parent_of, pinned_reference, read_record
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord
@@ -196,6 +196,7 @@ def _record(plan: Plan, stage: Path, proof: FusionProof, cautions: list[str]) ->
             repo_id=origin.repo_id,
             commit=origin.commit,
             license=origin.license,
+            license_details=origin.license_details,
             gated=origin.gated,
             private=origin.private,
             files=tuple(digests[: len(used)]),
@@ -248,13 +249,22 @@ def _document(record: FusionRecord, stage: Path, replaced: Path | None) -> None:
 # --- publishing -------------------------------------------------------------------------------------------------------
 
 
-def push_fused(folder: Path, repo_id: str, *, hub: Hub, private: bool | None = None, **asked: Any) -> Published:
+def push_fused(
+    folder: Path,
+    repo_id: str,
+    *,
+    hub: Hub,
+    private: bool | None = None,
+    accept_unknown_license: bool = False,
+    **asked: Any,
+) -> Published:
     """Publish the fused model in ``folder`` as one commit; see ``publish.publish_folder`` for ``asked``.
 
     A new repository is private unless said otherwise if base, adapter or one of its parents is private or gated.
 
     Raises:
-        PublishError: The repository is that of base or adapter, the Hub refused, or the repository changed meanwhile.
+        PublishError: The repository is that of base or adapter, the licences do not allow it, the Hub refused, or the
+            repository changed meanwhile.
     """
     record = read_fusion(folder)
     taken = {source.repo_id.lower() for source in record.sources if source.repo_id}
@@ -263,14 +273,15 @@ def push_fused(folder: Path, repo_id: str, *, hub: Hub, private: bool | None = N
             f"{repo_id} is what this model was made from; publishing there would replace it.",
             remedy="Choose another repository.",
         )
+    require_lawful(record.license, repo_id, accept_unknown=accept_unknown_license)
     if private is None and not all(is_open(source, hub) for source in record.sources):
         private = True
     names = [name for name in _own_files(folder) if (folder / name).is_file()]
 
     written = (folder / CARD_FILE).read_text(encoding="utf-8")
 
-    def card(full_id: str, published: str | None) -> str:
+    def texts(full_id: str, published: str | None) -> dict[str, str]:
         local = update_card(written, render_fused_card(record, repo_id=full_id))
-        return local if published is None else published_card(published, local)
+        return {CARD_FILE: local if published is None else published_card(published, local)}
 
-    return publish_folder(folder, repo_id, hub=hub, files=names, private=private, card=card, **asked)
+    return publish_folder(folder, repo_id, hub=hub, files=names, private=private, texts=texts, **asked)

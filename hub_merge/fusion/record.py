@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hub_merge.adapter import Origin
 from hub_merge.errors import RecipeError
+from hub_merge.frontmatter import LicenseDetails
 from hub_merge.layout import RECORD_FILE
-from hub_merge.licenses import LicenseVerdict, united
+from hub_merge.licenses import Licensed, LicenseVerdict, united
 from hub_merge.recipe import SCHEMA_VERSION, Parent
 
 __all__ = ["BaseModel", "FusionRecord", "is_fused", "read_fusion"]
@@ -33,6 +34,7 @@ class BaseModel:
         gated: Whether the repository asks for access.
         private: Whether the repository is private.
         files: ``{name, sha256, size}`` of each file that was used.
+        license_details: Where the licence is stated, and the licence files.
     """
 
     name: str
@@ -43,6 +45,7 @@ class BaseModel:
     gated: bool
     private: bool
     files: tuple[Mapping[str, Any], ...]
+    license_details: LicenseDetails = field(default_factory=LicenseDetails)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +76,7 @@ class FusionRecord:
     def license(self) -> LicenseVerdict:
         """What the licences of base and adapters come to together."""
         sources = self.parents or (self.adapter,)
-        names = [source.repo_id or source.name for source in sources]
-        return united(self.base.license, [source.license for source in sources], names=names)
+        return united(_licensed(self.base), [_licensed(source) for source in sources])
 
     @property
     def sources(self) -> tuple[Parent | Origin, ...]:
@@ -105,7 +107,7 @@ class FusionRecord:
                 raise ValueError("another kind, or a newer version")
             base = content.pop("base")
             return cls(
-                base=BaseModel(**{**base, "files": tuple(base["files"])}),
+                base=BaseModel(**{**base, "files": tuple(base["files"]), "license_details": _details(base)}),
                 adapter=_parent(content.pop("adapter")),
                 parents=tuple(map(_parent, content.pop("parents"))),
                 cautions=tuple(content.pop("cautions")),
@@ -118,7 +120,16 @@ class FusionRecord:
 
 
 def _parent(content: Mapping[str, Any]) -> Parent:
-    return Parent(**{**content, "files": tuple(content["files"]), "scalings": tuple(content["scalings"])})
+    read = {"files": tuple(content["files"]), "scalings": tuple(content["scalings"])}
+    return Parent(**{**content, **read, "license_details": _details(content)})
+
+
+def _licensed(source: BaseModel | Parent) -> Licensed:
+    return Licensed(source.repo_id or source.name, source.license, source.license_details)
+
+
+def _details(content: Mapping[str, Any]) -> LicenseDetails:
+    return LicenseDetails.from_dict(content["license_details"])
 
 
 def is_fused(folder: Path) -> bool:

@@ -18,7 +18,7 @@ from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
 from hub_merge.hub.ranges import MOST_TEXT, MOST_TOKENS, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
-from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo, stated_license
+from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo
 from hub_merge.hub.transport import PATIENCE, retried, time_limit
 from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES
 
@@ -225,14 +225,14 @@ class Hub:
             chain.append(source)
         return chain[-1] if len(chain) > 1 else None
 
-    def model_license(self, model_id: str) -> str | None:
-        """Return the licence that a model states, ``None`` if it is unknown.
+    def model(self, model_id: str) -> PinnedRepo | None:
+        """Return the repository of a model at its present commit, ``None`` if it is no model that can be seen.
 
         Raises:
             HubUnavailable: The Hub did not answer.
         """
         info = self._model(model_id)
-        return stated_license(info) if info else None
+        return self.ask(lambda: pinned_repo(info, Reference(info.id)), model_id) if info else None
 
     def search(
         self,
@@ -386,7 +386,7 @@ class Hub:
             return None
         if model_id not in self._models:
             try:
-                self._models[model_id] = self.ask(lambda: self.api.model_info(model_id), model_id)
+                self._models[model_id] = self.ask(lambda: self.api.model_info(model_id, files_metadata=True), model_id)
             except AdapterNotFound:
                 self._models[model_id] = None
         return self._models[model_id]

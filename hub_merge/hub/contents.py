@@ -10,14 +10,22 @@ from hub_merge.choice import FULL_MODELS, PICKLED_WEIGHTS, PICKLES, Choice, all_
 from hub_merge.errors import AdapterError, AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
 from hub_merge.hub.failures import offline
 from hub_merge.hub.repositories import PinnedRepo
-from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, TOKENIZER_FILES, WEIGHTS_FILE
+from hub_merge.layout import (
+    CARD_FILE,
+    CONFIG_FILE,
+    INDEX_FILE,
+    RECIPE_FILE,
+    RECORD_FILE,
+    TERMS_FILES,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+)
 
 __all__ = ["Contents", "adapter_files", "contents", "matching_files"]
 
 COMPANIONS = (
     CARD_FILE,
-    "LICENSE*",
-    "NOTICE*",
+    *TERMS_FILES,
     *TOKENIZER_FILES,
     RECORD_FILE,
     RECIPE_FILE,

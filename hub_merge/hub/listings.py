@@ -171,7 +171,7 @@ def _listing(info: ModelInfo, found_by: FoundBy) -> Listing:
         repo_id=info.id,
         commit=info.sha,
         base_model=base or next(iter(stated_base_models(info)), None),
-        license=stated_license(info),
+        license=stated_license(info)[0],
         task_type=task,
         downloads=info.downloads or 0,
         likes=info.likes or 0,

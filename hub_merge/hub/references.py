@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hub_merge.errors import RecipeError
 from hub_merge.hub.failures import redact
 
-__all__ = ["Reference", "is_model_id", "parse_reference"]
+__all__ = ["Reference", "is_model_id", "is_ref_name", "parse_reference"]
 
 HOW_TO_NAME = (
     "Write owner/name, owner/name@revision:subfolder, or paste the address of its page; "
@@ -42,7 +42,7 @@ class Reference:
     def __post_init__(self) -> None:
         if "/" not in self.repo_id or not is_model_id(self.repo_id):
             raise RecipeError(f"{redact(self.repo_id)!r} is not a repository of the Hub.", remedy=HOW_TO_NAME)
-        if self.revision is not None and FORBIDDEN_IN_REVISION.search(self.revision):
+        if self.revision is not None and not is_ref_name(self.revision):
             raise RecipeError(
                 f"{self.revision!r} cannot be a revision of {self.repo_id}.",
                 remedy="Give a branch, a tag or a commit, such as main or v1.0.",
@@ -106,6 +106,11 @@ def is_model_id(text: str) -> bool:
     except HFValidationError:
         return False
     return True
+
+
+def is_ref_name(text: str) -> bool:
+    """Tell whether ``text`` can be the name of a branch or tag."""
+    return not FORBIDDEN_IN_REVISION.search(text)
 
 
 def _parse_address(text: str, endpoint: str | None) -> Reference:

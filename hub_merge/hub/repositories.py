@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from hub_merge.bases import same_name
-from hub_merge.frontmatter import read_front_matter
+from hub_merge.frontmatter import LicenseDetails, license_in_card, read_front_matter
 from hub_merge.hub.references import Reference
 from hub_merge.layout import CARD_FILE
 
@@ -22,14 +22,13 @@ __all__ = [
     "PinnedRepo",
     "RemoteFile",
     "cached_repo",
-    "is_license",
     "pinned_repo",
     "stated_base_models",
     "stated_license",
 ]
 
 BASE_TAG = re.compile(r"base_model:(?:(?:adapter|finetune|quantized|merge):)?(?P<id>[^:]+)")
-LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+_-]{0,59}")
+LICENSE_KEYS = ("license", "license_name", "license_link")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -62,6 +61,7 @@ class PinnedRepo:
         private: Whether it is private.
         disabled: Whether the Hub has disabled it.
         license: Licence identifier it states.
+        license_details: Where it states it, and what it says beside.
         downloads: Downloads of the last month.
         likes: Number of likes.
         last_modified: ISO 8601 time of the last change.
@@ -89,6 +89,7 @@ class PinnedRepo:
     files: Mapping[str, RemoteFile] = field(default_factory=lambda: MappingProxyType({}))
     from_cache: bool = False
     file: str = ""
+    license_details: LicenseDetails = field(default_factory=LicenseDetails)
 
     @property
     def reference(self) -> Reference:
@@ -120,6 +121,7 @@ def pinned_repo(info: ModelInfo, reference: Reference) -> PinnedRepo:
     """Return the repository that the Hub describes, pinned to the commit it describes."""
     if info.sha is None or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
         raise ValueError(f"no commit, but {info.sha!r}")
+    license, details = stated_license(info)
     return PinnedRepo(
         repo_id=info.id,
         revision=reference.revision,
@@ -128,7 +130,8 @@ def pinned_repo(info: ModelInfo, reference: Reference) -> PinnedRepo:
         gated=bool(info.gated),
         private=bool(info.private),
         disabled=bool(info.disabled),
-        license=stated_license(info),
+        license=license,
+        license_details=details,
         downloads=info.downloads,
         likes=info.likes,
         last_modified=info.last_modified.isoformat() if info.last_modified else None,
@@ -158,12 +161,14 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
                 path.stat().st_size, blob if SHA256.fullmatch(blob) else None
             )
     card = read_front_matter(snapshot / CARD_FILE)
+    license, details = license_in_card(card)
     return PinnedRepo(
         reference.repo_id,
         reference.revision,
         commit,
         reference.subfolder,
-        license=next(filter(is_license, _texts(card.get("license"))), None),
+        license=license,
+        license_details=details,
         author=reference.repo_id.split("/", maxsplit=1)[0],
         base_models=tuple(_texts(card.get("base_model"))),
         files=MappingProxyType(files),
@@ -172,16 +177,11 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
     )
 
 
-def stated_license(info: ModelInfo) -> str | None:
-    """Return the licence that a repository states in its card, else in its tags."""
-    stated = _texts(info.card_data.get("license") if info.card_data else None)
+def stated_license(info: ModelInfo) -> tuple[str | None, LicenseDetails]:
+    """Return the licence that a repository states in its card, else in its tags, and the details."""
+    card = {key: info.card_data.get(key) for key in LICENSE_KEYS} if info.card_data else {}
     tagged = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
-    return next((text for text in [*stated, *tagged] if is_license(text)), None)
-
-
-def is_license(text: str) -> bool:
-    """Whether ``text`` can be the identifier of a licence; whatever else a card has there is not passed on."""
-    return LICENSE.fullmatch(text) is not None
+    return license_in_card(card, tagged)
 
 
 def stated_base_models(info: ModelInfo) -> tuple[str, ...]:

@@ -220,6 +220,9 @@ def test_a_file_from_elsewhere_is_not_published_with_a_composite(
         ("weight", "1e400"),
         ("rank", "many"),
         ("name", {"a": 1}),
+        ("license_details", {"texts": [[5, None]]}),
+        ("license_details", {"texts": [], "found_in": ["card"]}),
+        ("license_details", ["texts"]),
     ],
 )
 def test_a_record_that_points_elsewhere_or_holds_something_else_is_refused(
