@@ -298,11 +298,16 @@ class Parent:
     license_details: LicenseDetails = field(default_factory=LicenseDetails)
 
 
+def _license_details(content: Mapping[str, Any], field: str) -> LicenseDetails:
+    """Read where a licence is stated; the first records did not say it."""
+    return LicenseDetails.from_dict(content[field]) if field in content else LicenseDetails()
+
+
 def _parent(content: Mapping[str, Any]) -> Parent:
     """Read a parent of a record; ``TypeError`` or ``ValueError`` if a field is not of its kind."""
     low, high = (float(scaling) for scaling in content["scalings"])
     weight = checked_weight(content["weight"], "a parent")
-    details = LicenseDetails.from_dict(content["license_details"])
+    details = _license_details(content, "license_details")
     read = {"files": tuple(content["files"]), "scalings": (low, high), "weight": weight, "license_details": details}
     parent = Parent(**{**content, **read})
     texts = (parent.name, parent.model, parent.subfolder)
@@ -392,7 +397,7 @@ class MergeRecord:
                 scores=content["scores"],
                 proof=content["proof"],
                 versions=content["versions"],
-                base_license_details=LicenseDetails.from_dict(content["base_license_details"]),
+                base_license_details=_license_details(content, "base_license_details"),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecipeError(

@@ -321,7 +321,17 @@ def test_a_record_of_a_newer_version_is_refused_with_the_way_out() -> None:
         assert refusal.value.remedy == "Upgrade hub-merge."
 
 
-@pytest.mark.parametrize("field", sorted(record()))
+def test_a_record_from_before_licences_were_located_is_read() -> None:
+    content = record()
+    del content["base_license_details"]
+    for parent in content["parents"]:
+        del parent["license_details"]
+    read = MergeRecord.from_json(json.dumps(content))
+    assert read.base_license_details.found_in is None
+    assert [parent.license_details.found_in for parent in read.parents] == [None] * len(content["parents"])
+
+
+@pytest.mark.parametrize("field", sorted(record().keys() - {"base_license_details"}))
 def test_a_record_that_lacks_a_field_is_refused(field: str) -> None:
     content = record()
     del content[field]
