@@ -30,7 +30,7 @@ from hub_merge.bases import read_base
 from hub_merge.clustering import kmeans, ward
 from hub_merge.gram import Float64, inner_products, stack
 from hub_merge.methods import get_method
-from hub_merge.methods.lego import canonical_order, pool_units, unit_products
+from hub_merge.methods.lego import canonical_order, clustered_products, pool_units, scaled_units
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DOMAINS = ("math", "medicine", "finance")
@@ -140,12 +140,12 @@ def _geometry(modules: Sequence[Sequence[LoraFactors]], rank: int, clustering: A
 def _inertia(parts: Sequence[LoraFactors], rank: int, clustering: Any, seed: int) -> tuple[float, float, float]:
     """Return the inertia of the clusters that ``lego`` makes, all units' squared norm, and the largest one's share."""
     pool = pool_units(parts, [1.0] * len(parts), "balance")
-    if not pool.count:
+    units = scaled_units(pool.ordered(canonical_order(pool, "balance")), "balance")
+    if not units.count:
         return 0.0, 0.0, 0.0
-    pool = pool.ordered(canonical_order(pool))
-    clusters, gram, rng = min(rank, pool.count), unit_products(pool, "raw"), np.random.default_rng(seed)
+    clusters, gram, rng = min(rank, units.count), clustered_products(units, "raw"), np.random.default_rng(seed)
     labels = ward(gram, clusters) if clustering == "ward" else kmeans(gram, clusters, starts=STARTS, rng=rng)
-    points = np.concatenate([pool.scale_a[:, None] * pool.A, pool.scale_b[:, None] * pool.B.T], axis=1)
+    points = np.concatenate([units.scale_a[:, None] * units.A, units.scale_b[:, None] * units.B.T], axis=1)
     members = [points[labels == cluster] for cluster in range(clusters)]
     inertia = sum(float(((held - held.mean(axis=0)) ** 2).sum()) for held in members)
     return inertia, float((points**2).sum()), max(len(held) for held in members) / len(points)

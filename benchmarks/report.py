@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.claims import CLAIMS
+from benchmarks.claims import CLAIMS, complete_commands
 from benchmarks.parts import COMBINATIONS, PARTS, counterpart
 from benchmarks.processes import Cost
 
@@ -38,6 +38,10 @@ those of the Llamas have rank 16 on all linear modules, in bfloat16.
 CLAIMS_NOTE = """Each figure of a claim has to keep its threshold. Costs of PEFT are set against ours as whole
 processes, all others as work without start-up. Memory counts as flat if four times the modules take at most a quarter
 more.
+"""
+
+COMMANDS_NOTE = """The complete command does more than PEFT's merge: it scores the adapters, proves what it wrote,
+hashes every file, and writes record and card. How many times cheaper it still is, without a threshold:
 """
 
 COMBINATIONS_NOTE = """Every combination of PEFT, as whole processes, at density 0.5. PEFT's `linear`, `ties`,
@@ -95,7 +99,8 @@ def render(parts: Mapping[str, Measured], picture: str) -> str:
         parts: Measured parts by name; the others are left out.
         picture: File of the picture, beside the report.
     """
-    sections = [INTRODUCTION, f"## Claims\n\n{CLAIMS_NOTE}", _claims(parts), f"![CPU time and memory]({picture})\n"]
+    sections = [INTRODUCTION, f"## Claims\n\n{CLAIMS_NOTE}", _claims(parts), COMMANDS_NOTE, _commands(parts)]
+    sections.append(f"![CPU time and memory]({picture})\n")
     for name, measured in parts.items():
         title = (PARTS[name].__doc__ or "").splitlines()[0].rstrip(".")
         sections.append(
@@ -120,6 +125,15 @@ def _claims(parts: Mapping[str, Measured]) -> str:
             rows = parts[claim.part].rows
             lines.append((claim.part, claim.text, claim.threshold, claim.measured(rows), words[claim.holds(rows)]))
     return _table(("part", "claim", "threshold", "measured", "holds"), lines, texts=5)
+
+
+def _commands(parts: Mapping[str, Measured]) -> str:
+    lines = []
+    for part, text, figures in complete_commands():
+        if part in parts:
+            values = (f"{_seconds(figure(parts[part].rows))}× {name}" for name, figure in figures.items())
+            lines.append((part, text, ", ".join(values)))
+    return _table(("part", "processes", "times cheaper"), lines, texts=3)
 
 
 def _costs(rows: Mapping[str, Cost]) -> str:

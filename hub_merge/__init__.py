@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from hub_merge.compat import Compatibility, check
     from hub_merge.composite import Composite
     from hub_merge.errors import HubMergeError, IncompatibleAdapters
+    from hub_merge.extraction import Extraction, extract
     from hub_merge.findings import Finding, Report
+    from hub_merge.fusion import FusionRecord, fuse
     from hub_merge.hub import Hub
     from hub_merge.methods import list_methods, merge_method
     from hub_merge.pipeline import compress, merge, run, verify
@@ -19,7 +21,9 @@ __all__ = [
     "Adapter",
     "Compatibility",
     "Composite",
+    "Extraction",
     "Finding",
+    "FusionRecord",
     "Hub",
     "HubMergeError",
     "IncompatibleAdapters",
@@ -30,6 +34,8 @@ __all__ = [
     "Scores",
     "check",
     "compress",
+    "extract",
+    "fuse",
     "list_methods",
     "merge",
     "merge_method",
@@ -43,7 +49,9 @@ _HOME = {
     "Adapter": "adapter",
     "Compatibility": "compat",
     "Composite": "composite",
+    "Extraction": "extraction",
     "Finding": "findings",
+    "FusionRecord": "fusion",
     "Hub": "hub",
     "HubMergeError": "errors",
     "IncompatibleAdapters": "errors",
@@ -54,6 +62,8 @@ _HOME = {
     "Scores": "scores",
     "check": "compat",
     "compress": "pipeline",
+    "extract": "extraction",
+    "fuse": "fusion",
     "list_methods": "methods",
     "merge": "pipeline",
     "merge_method": "methods",

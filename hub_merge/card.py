@@ -14,8 +14,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-import yaml
-
 from hub_merge.bases import HUB_ID
 from hub_merge.errors import MergeError
 from hub_merge.formats.names import COMPONENTS
@@ -30,7 +28,24 @@ from hub_merge.scores import started_alike
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["Markdown", "code_span", "escape", "published_card", "render_card", "scrub", "update_card"]
+__all__ = [
+    "END",
+    "START",
+    "TASKS",
+    "Markdown",
+    "cleaned",
+    "code_span",
+    "environment",
+    "escape",
+    "hub_id",
+    "link",
+    "published_card",
+    "render_card",
+    "scrub",
+    "to_yaml",
+    "update_card",
+    "weight_files",
+]
 
 START, END = "<!-- hub-merge:start -->", "<!-- hub-merge:end -->"
 HUB = "https://huggingface.co"
@@ -98,16 +113,19 @@ def _fenced(text: str, language: str) -> Markdown:
     return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
 
 
-def _cleaned(value: Any) -> Any:
+def cleaned(value: Any) -> Any:
     """Return plain data with every text in it cleaned."""
     if isinstance(value, Mapping):
-        return {_clean(key): _cleaned(entry) for key, entry in value.items()}
+        return {_clean(key): cleaned(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_cleaned(entry) for entry in value]
+        return [cleaned(entry) for entry in value]
     return _clean(value) if isinstance(value, str) else value
 
 
-def _to_yaml(content: Mapping[str, Any]) -> str:
+def to_yaml(content: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML, in its order and with a line a value."""
+    import yaml
+
     return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=math.inf)
 
 
@@ -148,12 +166,13 @@ def _weight(weight: Weight) -> Markdown:
     return Markdown(", ".join(rules))
 
 
-def _hub_id(text: str | None) -> Markdown | None:
+def hub_id(text: str | None) -> Markdown | None:
     """Return ``text`` if it can be an id on the Hub; such a text needs no escaping."""
     return Markdown(text) if text and HUB_ID.fullmatch(text) and text == scrub(text) else None
 
 
-def _link(repo_id: str, commit: str | None = None, subfolder: str = "") -> Markdown:
+def link(repo_id: str, commit: str | None = None, subfolder: str = "") -> Markdown:
+    """Return a link to a repository of the Hub, at a commit if one is given."""
     folder = f"/{quote(_clean(subfolder))}" if subfolder else ""
     tree = f"/tree/{commit}{folder}" if commit else ""
     return Markdown(f"[{code_span(repo_id + folder)}]({HUB}/{repo_id}{tree})")
@@ -161,12 +180,12 @@ def _link(repo_id: str, commit: str | None = None, subfolder: str = "") -> Markd
 
 def _source(parent: Parent) -> Markdown:
     """Return where a parent is found: a pinned link, or the name of a local folder."""
-    repo_id = _hub_id(parent.repo_id)
+    repo_id = hub_id(parent.repo_id)
     if repo_id is None:
         return Markdown(f"{code_span(parent.name)} (local folder)")
     commit = parent.commit if re.fullmatch("[0-9a-f]{40}", parent.commit or "") else None
     access = " (private)" if parent.private else " (gated)" if parent.gated else ""
-    return Markdown(_link(repo_id, commit, parent.subfolder) + access)
+    return Markdown(link(repo_id, commit, parent.subfolder) + access)
 
 
 # --- what the record says ---------------------------------------------------------------------------------------------
@@ -258,7 +277,8 @@ def _most_alike(pairs: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(pairs, key=lambda pair: -(pair["rms_cosine"] or 0.0))[:MOST_PAIRS]
 
 
-def _weight_files(files: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def weight_files(files: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return those of a record's files that hold weights."""
     return [file for file in files if str(file["name"]).endswith(".safetensors")]
 
 
@@ -271,7 +291,7 @@ def _version(record: MergeRecord) -> Markdown | None:
 
 
 def _front_matter(record: MergeRecord) -> dict[str, Any]:
-    base, verdict = _hub_id(record.base_model), _verdict(record)
+    base, verdict = hub_id(record.base_model), _verdict(record)
     task = TASKS.get(_task_type(record) or "")
     content = {
         "base_model": base,
@@ -284,7 +304,7 @@ def _front_matter(record: MergeRecord) -> dict[str, Any]:
         "license_link": verdict.link,
         "hub_merge": _machine_readable(record, verdict),
     }
-    return {key: _cleaned(value) for key, value in content.items() if value is not None}
+    return {key: cleaned(value) for key, value in content.items() if value is not None}
 
 
 def _library(record: MergeRecord) -> str:
@@ -305,7 +325,7 @@ def _components(record: MergeRecord) -> list[str]:
 
 
 def _tags(record: MergeRecord, base: str | None, *, is_transformers: bool) -> list[str]:
-    repo_ids = dict.fromkeys(_hub_id(parent.repo_id) for parent in record.parents)
+    repo_ids = dict.fromkeys(hub_id(parent.repo_id) for parent in record.parents)
     return [
         *([f"base_model:adapter:{base}"] if base else []),
         "lora",
@@ -352,7 +372,7 @@ def _machine_readable_parent(parent: Parent) -> dict[str, Any]:
 
 def _digests(files: Iterable[Mapping[str, Any]]) -> str | list[str] | None:
     """Return the sha256 of the weights: one text, or a list where they are in several files."""
-    digests = [str(file["sha256"]) for file in _weight_files(files)]
+    digests = [str(file["sha256"]) for file in weight_files(files)]
     return digests if len(digests) > 1 else next(iter(digests), None)
 
 
@@ -366,7 +386,8 @@ def _without_none(value: Any) -> Any:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return the templates, which escape every value that is not Markdown already."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -391,8 +412,8 @@ def _environment() -> jinja2.Environment:
 
 
 def _usage(record: MergeRecord, repo_id: Markdown | None) -> dict[str, Any]:
-    base, rank, task = _hub_id(record.base_model), record.output["rank"], _task_type(record)
-    names = [str(file["name"]) for file in _weight_files(record.output["files"])]
+    base, rank, task = hub_id(record.base_model), record.output["rank"], _task_type(record)
+    names = [str(file["name"]) for file in weight_files(record.output["files"])]
     return {
         "library": _library(record),
         "format": _format(record),
@@ -407,13 +428,13 @@ def _usage(record: MergeRecord, repo_id: Markdown | None) -> dict[str, Any]:
 
 
 def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None) -> dict[str, Any]:
-    base, pairs = _hub_id(record.base_model), record.scores["pairs"]
+    base, pairs = hub_id(record.base_model), record.scores["pairs"]
     return {
         "record": record,
         "title": repo_id.partition("/")[2] or repo_id if repo_id else None,
         "repo_id": repo_id,
         "picture": Markdown(quote(picture)) if picture else None,
-        "base": _link(base) if base else None,
+        "base": link(base) if base else None,
         "method_name": _method_name(record),
         "method": _described(_method(record)),
         "options": _options(record),
@@ -431,8 +452,8 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
         "version": _version(record),
         "versions": [Markdown(f"{code_span(name)} {escape(value)}") for name, value in record.versions.items()],
         "local": [parent for parent in record.parents if parent.repo_id is None],
-        "recipe": _to_yaml(_cleaned(record.recipe.to_dict())),
-        "weights": _weight_files(record.output["files"]),
+        "recipe": to_yaml(cleaned(record.recipe.to_dict())),
+        "weights": weight_files(record.output["files"]),
         "verdict": _verdict(record),
     }
 
@@ -445,9 +466,9 @@ def render_card(record: MergeRecord, *, repo_id: str | None = None, picture: str
         repo_id: Where the composite will be published, ``owner/name``; the card then says how to load it from there.
         picture: Name of the picture of the scores, a file beside the card.
     """
-    template = _environment().get_template("card.md.jinja")
-    body = template.render(_context(record, _hub_id(repo_id), picture)).strip()
-    return f"---\n{_to_yaml(_front_matter(record))}---\n\n{START}\n{body}\n{END}\n"
+    template = environment().get_template("card.md.jinja")
+    body = template.render(_context(record, hub_id(repo_id), picture)).strip()
+    return f"---\n{to_yaml(_front_matter(record))}---\n\n{START}\n{body}\n{END}\n"
 
 
 # --- an existing card -------------------------------------------------------------------------------------------------
@@ -476,7 +497,7 @@ def update_card(existing: str, new: str) -> str:
         body = GENERATED.sub(lambda _: generated, old_body, count=1).strip("\n")
     else:
         body = f"{MARKER.sub('', old_body).rstrip()}\n\n{generated}".strip("\n")
-    return f"---\n{_to_yaml(_updated(old_data, new_data))}---\n\n{body}\n"
+    return f"---\n{to_yaml(_updated(old_data, new_data))}---\n\n{body}\n"
 
 
 def published_card(published: str, local: str) -> str:
@@ -492,7 +513,7 @@ def published_card(published: str, local: str) -> str:
     if not GENERATED.sub("", body, count=1).strip():
         return update_card(published, local)
     data = _updated(split_front_matter(published)[0], split_front_matter(local)[0])
-    return f"---\n{_to_yaml(data)}---\n\n{body.strip()}\n"
+    return f"---\n{to_yaml(data)}---\n\n{body.strip()}\n"
 
 
 def _updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from hub_merge.ranks import ENERGY, Profile, Rank, ranks_by_module
 from hub_merge.recipe import Weight, weight_for
 from hub_merge.spectra import squares_of_sum
 
-__all__ = ["Composite", "compose"]
+__all__ = ["Composite", "compose", "module_generator"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -87,7 +87,7 @@ class Composite(Adapter):
     def merged(self, module: str, parents: Parts | None = None) -> LoraFactors:
         """Run the method for ``module``; see ``parts`` for the arguments."""
         parts, weights = self.parts(module, parents)
-        rng = _generator(self.seed, module)
+        rng = module_generator(self.seed, module)
         return self.method.kernel(parts, weights, rank=self.ranks[module], rng=rng, **self.options)
 
 
@@ -215,7 +215,7 @@ def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec]) -> tup
     return tuple(sorted({target for parent in parents for target in parent.target_modules}))
 
 
-def _generator(seed: int, module: str) -> np.random.Generator:
+def module_generator(seed: int, module: str) -> np.random.Generator:
     """Return a generator of its own for each module, so that neither their order nor threads change the result."""
     digest = hashlib.sha256(module.encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])

@@ -5,6 +5,7 @@ HubMergeError                  problem + remedy; the base of all others
 │   ├── AdapterNotFound        no such repository, revision, folder or file; or no right to read it
 │   ├── AdapterFormatError     the files are damaged or contradict themselves
 │   └── UnsupportedAdapter     the files are sound, but not a LoRA this version can merge
+├── CheckpointError            a full model could not be used
 ├── HubUnavailable             the Hub did not answer, or refused for now (time-outs, rate limits, offline)
 ├── IncompatibleAdapters       the adapters do not fit together; carries the whole report
 ├── BudgetExceeded             more rank, bytes, adapters or disk than a limit allows; the remedy says how to raise it
@@ -30,6 +31,7 @@ __all__ = [
     "AdapterFormatError",
     "AdapterNotFound",
     "BudgetExceeded",
+    "CheckpointError",
     "HubMergeError",
     "HubUnavailable",
     "IncompatibleAdapters",
@@ -69,6 +71,10 @@ class AdapterFormatError(AdapterError):
 
 class UnsupportedAdapter(AdapterError):
     """The files are sound, but not a LoRA this version can merge."""
+
+
+class CheckpointError(HubMergeError):
+    """A full model could not be used."""
 
 
 class HubUnavailable(HubMergeError):

@@ -6,8 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hub_merge.errors import HubMergeError
 
 __all__ = ["read_front_matter", "split_front_matter"]
@@ -25,6 +23,8 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
     Raises:
         HubMergeError: The metadata is not a YAML mapping.
     """
+    import yaml
+
     text = card.removeprefix("\ufeff").replace("\r\n", "\n")
     found = FRONT_MATTER.match(text)
     if found is None:

@@ -53,7 +53,9 @@ __all__ = [
     "card_of",
     "check_references",
     "compress",
+    "followers",
     "inspect_reference",
+    "is_open",
     "merge",
     "merge_to_folder",
     "push",
@@ -650,7 +652,7 @@ def push_folder(
             f"{repo_id} is a parent of this composite; publishing there would replace it.",
             remedy="Choose another repository, or open a pull request with --create-pr.",
         )
-    if private is None and not all(_is_open(parent, hub) for parent in record.parents):
+    if private is None and not all(is_open(parent, hub) for parent in record.parents):
         private = True
     return publish_folder(
         folder,
@@ -674,14 +676,14 @@ def _card_to_publish(folder: Path, repo_id: str, published: str | None) -> str:
     return local if published is None else published_card(published, local)
 
 
-def _is_open(parent: Parent, hub: Hub) -> bool:
-    """Whether anybody can read the parent now; one that is gone or cannot be seen counts as closed."""
-    if parent.private or parent.gated:
+def is_open(source: Parent | Origin, hub: Hub) -> bool:
+    """Whether anybody can read a source now; one that is gone or cannot be seen counts as closed."""
+    if source.private or source.gated:
         return False
-    if parent.repo_id is None:
+    if source.repo_id is None:
         return True
     try:
-        now = hub.describe(Reference(parent.repo_id, parent.commit))
+        now = hub.describe(Reference(source.repo_id, source.commit))
     except HubMergeError:
         return False
     return not (now.private or now.gated)

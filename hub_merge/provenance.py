@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_merge.adapter import Adapter
+from hub_merge.adapter import Adapter, Origin
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.errors import AdapterNotFound, ProofFailed
@@ -25,7 +25,7 @@ from hub_merge.sources import digests, file_digest, open_adapter
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
 
-__all__ = ["build_record", "read_record", "reopen", "require_files"]
+__all__ = ["build_record", "parent_of", "pinned_reference", "read_record", "reopen", "require_files"]
 
 MAX_RECORD = 10_000_000
 """Bytes of the longest record that is read; one of 64 parents has two million."""
@@ -37,7 +37,7 @@ def build_record(
     """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
     bases = {standing.adapter: standing.stands_for for standing in composite.compatibility.bases}
     parents = tuple(
-        _parent(parent, weight, bases.get(parent.name))
+        parent_of(parent, weight, bases.get(parent.name))
         for parent, weight in zip(composite.parents, composite.weights, strict=True)
     )
     recipe = Recipe(
@@ -82,12 +82,13 @@ def _ranks(composite: Composite) -> dict[str, Any]:
     return {"ranks": {str(rank): count for rank, count in sorted(counts.items())}}
 
 
-def _parent(adapter: Adapter, weight: Weight, base: str | None) -> Parent:
+def parent_of(adapter: Adapter, weight: Weight, base: str | None = None) -> Parent:
+    """Return what a record keeps of an adapter that goes into something with ``weight``; ``base`` is its base."""
     origin = adapter.origin
     scalings = [spec.scaling for spec in adapter.modules.values()] or [0.0]
     return Parent(
         name=adapter.name,
-        model=_pinned_reference(adapter),
+        model=pinned_reference(adapter.origin, adapter.name),
         repo_id=origin.repo_id,
         commit=origin.commit,
         subfolder=origin.subfolder,
@@ -105,10 +106,10 @@ def _parent(adapter: Adapter, weight: Weight, base: str | None) -> Parent:
     )
 
 
-def _pinned_reference(adapter: Adapter) -> str:
-    origin = adapter.origin
+def pinned_reference(origin: Origin, name: str) -> str:
+    """Return the reference that finds something again: a Hub id with its commit, or ``./name`` for a local folder."""
     if origin.repo_id is None:
-        return f"./{origin.file or adapter.name}"
+        return f"./{origin.file or name}"
     place = f"{origin.subfolder}/{origin.file}".strip("/")
     return f"{origin.repo_id}@{origin.commit}" + (f":{place}" if place else "")
 

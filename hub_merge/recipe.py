@@ -26,8 +26,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-import yaml
-
 from hub_merge.errors import RecipeError
 from hub_merge.ranks import PROFILES, Profile, Rank
 
@@ -129,6 +127,8 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that ``from_yaml`` reads back."""
+        import yaml
+
         text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         return text
 
@@ -139,6 +139,8 @@ class Recipe:
         Raises:
             RecipeError: The text is not YAML, or a field is missing, unknown or of the wrong kind.
         """
+        import yaml
+
         try:
             content = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -358,6 +360,11 @@ class MergeRecord:
         """
         try:
             content = json.loads(text)
+            if "kind" in content:
+                raise RecipeError(
+                    f"This is a {content['kind']}, made by another command, and no composite.",
+                    remedy="Name the composite that it was made from; `hub-merge push` takes either.",
+                )
             version = content["schema_version"]
             if not isinstance(version, int) or version > SCHEMA_VERSION:
                 raise RecipeError(

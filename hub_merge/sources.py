@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from hub_merge.adapter import Adapter, FileDigest, Origin
+from hub_merge.bases import read_base
 from hub_merge.budgets import budget
 from hub_merge.choice import choose
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
+from hub_merge.formats import checkpoints
 from hub_merge.formats.opening import adapter_from_headers, open_adapter_files
 from hub_merge.formats.peft import contained
 from hub_merge.frontmatter import read_front_matter
@@ -21,7 +24,7 @@ from hub_merge.layout import CARD_FILE, CONFIG_FILE
 if TYPE_CHECKING:
     from hub_merge.hub import Hub, PinnedRepo, Reference
 
-__all__ = ["Opened", "digests", "file_digest", "open_adapter", "open_headers", "unique_names"]
+__all__ = ["Opened", "digests", "file_digest", "open_adapter", "open_headers", "open_model", "unique_names"]
 
 
 Result = TypeVar("Result")
@@ -155,6 +158,39 @@ def _affordable(adapter: Adapter) -> Adapter:
 
 def _size(adapter: Adapter) -> int:
     return sum(path.stat().st_size for path in _read_files(adapter))
+
+
+def open_model(reference: str | Path, *, revision: str | None = None, hub: Hub) -> checkpoints.Checkpoint:
+    """Open the full model that ``reference`` names, pulling its safetensors to the cache if it is on the Hub.
+
+    Args:
+        reference: Folder, ``owner/name[@revision][:subfolder]``, an address, or a name from before owners, as gpt2.
+        revision: Branch, tag or commit.
+        hub: Client to pull with.
+
+    Raises:
+        CheckpointError: It is no full model in safetensors, or a quantised one.
+        AdapterError: It is not there, or damaged.
+        HubUnavailable: The Hub did not answer.
+        RecipeError: ``reference`` names nothing.
+    """
+    if (folder := _local_place(reference, None)) is not None:
+        if not folder.is_dir():
+            raise AdapterNotFound(f"{folder}: There is no such folder.", remedy="Check the path.")
+        return checkpoints.open_checkpoint(folder, _local_origin(folder))
+    named = read_base(str(reference)).model_id or str(reference)
+    pinned = hub.resolve(_hub_reference(named, revision, None))
+    return checkpoints.open_checkpoint(_pull_model(pinned, hub), _origin(pinned, None))
+
+
+def _pull_model(pinned: PinnedRepo, hub: Hub) -> Path:
+    """Download config and index first: they tell whether the weights are of use, and which they are."""
+    names = pinned.names()
+    first = {checkpoints.MODEL_CONFIG, checkpoints.MODEL_INDEX} & names
+    texts = {name: (hub.pull(pinned, [name]) / name).read_bytes() for name in first}
+    checkpoints.read_config(texts.get(checkpoints.MODEL_CONFIG), pinned.label)
+    weights = checkpoints.weight_files(names, pinned.label, texts.get(checkpoints.MODEL_INDEX))
+    return hub.pull(pinned, [*checkpoints.COMPANIONS, checkpoints.CODE, *map(glob.escape, weights)])
 
 
 def _local_place(reference: str | Path, subfolder: str | None) -> Path | None:

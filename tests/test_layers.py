@@ -17,7 +17,7 @@ errors layout privacy
 bases budgets choice findings frontmatter ranks
 adapter recipe parallel staging
 gram
-clustering elementwise spectra formats hub
+clustering elementwise lowrank spectra formats hub
 coordinates lineage outliers scores
 methods
 compat licenses
@@ -25,7 +25,9 @@ advise composite sources
 proof plots card
 provenance publish
 pipeline
-bulk evaluate
+bulk fusion
+extraction
+evaluate
 zoo
 cli
 __init__ __main__

@@ -583,6 +583,96 @@ def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | N
         raise click.exceptions.Exit(1)
 
 
+# --- full models ------------------------------------------------------------------------------------------------------
+
+
+@cli.command(
+    examples=[
+        "fuse ./math-medicine -o full",
+        "fuse me/math-medicine --base HuggingFaceTB/SmolLM2-135M-Instruct -o full --push me/math-medicine-full",
+    ]
+)
+@click.argument("adapter", metavar="COMPOSITE")
+@click.option("--base", metavar="MODEL", help="Full model: a Hub id or a folder.  [default: the one it states]")
+@click.option(
+    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
+)
+@click.option("--push", "repo_id", metavar="OWNER/NAME", help="Publish the model too, as one commit.")
+@click.option(
+    "--private/--no-private",
+    default=None,
+    help="Visibility of a new repository.  [default: private if a source is gated or private]",
+)
+@allow_option
+@click.option("--force", is_flag=True, help="Replace the folder if it holds a fused model.")
+@token_option
+@output_options
+def fuse(out: Output, output: Path, repo_id: str | None, private: bool | None, token: str | None, **asked: Any) -> None:
+    """Fold a composite into its base, which gives a full model.
+
+    COMPOSITE is any adapter that can be merged. Tensors stream through in blocks, so a model larger than memory can be
+    fused; each weight keeps its dtype, tokenizer and licence files are carried over, and what was written is read again
+    and compared.
+    """
+    from hub_merge.cli.show import print_fusion, print_published
+    from hub_merge.fusion import fuse as fuse_adapter
+    from hub_merge.fusion import push_fused
+
+    hub = _hub(out, token)
+    record = fuse_adapter(output=output, hub=hub, progress=out.progress(), **asked)
+    if repo_id is None:
+        print_fusion(out, output, record)
+    else:
+        print_published(out, push_fused(output, repo_id, hub=hub, private=private), dry_run=False, fused=True)
+
+
+@cli.command(
+    examples=[
+        "extract me/tuned-model HuggingFaceTB/SmolLM2-135M-Instruct --rank 16 -o lora",
+        "extract ./tuned ./base --rank 64 --energy 0.9 --exclude lm_head -o lora",
+    ]
+)
+@click.argument("tuned")
+@click.argument("base")
+@click.option("--rank", required=True, metavar="N", type=click.IntRange(1), help="Largest rank of the adapter.")
+@click.option(
+    "--energy",
+    metavar="SHARE",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Take the smallest rank that keeps this share of the squared norm.",
+)
+@click.option("--include", multiple=True, metavar="PART", help="Only modules with this in their name; repeatable.")
+@click.option("--exclude", multiple=True, metavar="PART", help="No modules with this in their name; repeatable.")
+@click.option(
+    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Dtype of the adapter.",
+)
+@click.option(
+    "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Seed of random choices."
+)
+@click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
+@token_option
+@output_options
+def extract(out: Output, output: Path, token: str | None, **asked: Any) -> None:
+    """Extract a LoRA adapter from a tuned full model and its base.
+
+    It is the closest of its rank to the difference, module by module. How much it keeps, and what it cannot hold, is
+    told; embeddings, norms and biases are not carried.
+    """
+    from hub_merge.cli.show import print_extraction
+    from hub_merge.extraction import extract as extract_adapter
+
+    print_extraction(
+        out, output, extract_adapter(output=output, hub=_hub(out, token), progress=out.progress(), **asked)
+    )
+
+
 # --- publish ----------------------------------------------------------------------------------------------------------
 
 composite_argument = click.argument("composite", type=click.Path(exists=True, file_okay=False, path_type=Path))
@@ -620,15 +710,17 @@ def card(composite: Path, repo_id: str | None, write: bool) -> None:
 @token_option
 @output_options
 def push(out: Output, composite: Path, repo_id: str, token: str | None, **asked: Any) -> None:
-    """Publish a composite as one commit on the Hub.
+    """Publish a composite, or a fused model, as one commit on the Hub.
 
     Everything is checked first, and a new repository is created last. What is there already is not sent again.
     """
     from hub_merge.cli.show import print_published
+    from hub_merge.fusion import is_fused, push_fused
     from hub_merge.pipeline import push_folder
 
-    published = push_folder(composite, repo_id, hub=_hub(out, token), **asked)
-    print_published(out, published, dry_run=asked["dry_run"])
+    fused = is_fused(composite)
+    published = (push_fused if fused else push_folder)(composite, repo_id, hub=_hub(out, token), **asked)
+    print_published(out, published, dry_run=asked["dry_run"], fused=fused)
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     from hub_merge.advise import Advice
     from hub_merge.bulk import Verdict
     from hub_merge.compat import Compatibility
+    from hub_merge.extraction import Extraction
     from hub_merge.findings import Finding, Report
+    from hub_merge.fusion import FusionRecord
     from hub_merge.hub import Listing
     from hub_merge.lineage import Standing
     from hub_merge.methods import Method
@@ -30,6 +33,8 @@ __all__ = [
     "print_compatibility",
     "print_compression",
     "print_conversion",
+    "print_extraction",
+    "print_fusion",
     "print_inspection",
     "print_listings",
     "print_merge",
@@ -41,6 +46,7 @@ __all__ = [
     "print_verdicts",
 ]
 
+LEAST_KEPT = 5
 UNITS = ("B", "kB", "MB", "GB")
 PAIR_TABLES = {
     "RMS cosine of each pair: 0 is orthogonal, chance is what random deltas give": (
@@ -470,11 +476,53 @@ def print_proof(out: Output, subject: str, proof: Proof) -> None:
     out.line("✓ It is the merge that its record tells of." if proof.passed else "✗ It is not what its record tells of.")
 
 
+# --- full models ------------------------------------------------------------------------------------------------------
+
+
+def print_fusion(out: Output, folder: Path, record: FusionRecord) -> None:
+    """Print what was fused and proved."""
+    values = {
+        "output": str(folder),
+        "base": record.base.model,
+        "adapter": record.adapter.model,
+        "dtypes": record.output["dtypes"],
+        "changed": record.proof["changed"],
+        "copied": record.proof["copied"],
+        "change": record.proof["change"],
+        "rounding": record.proof["rounding"],
+        "bytes": sum(file["size"] for file in record.output["files"]),
+    }
+    if out.mode == "json":
+        out.document({**values, **record.to_dict()})
+    else:
+        out.fields(values, title="✓ Fused and proved", formats={"bytes": _size})
+    for caution in record.cautions:
+        out.warning(caution)
+    out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
+
+
+def print_extraction(out: Output, folder: Path, result: Extraction) -> None:
+    """Print what was extracted and what it keeps."""
+    values = {"output": str(folder), **result.to_dict()}
+    if out.mode == "json":
+        out.document(values)
+        return
+    counts = {"modules": len(result.modules), "not_carried": len(result.not_carried)}
+    out.fields({**values, **counts}, title="✓ Extracted and proved")
+    if out.human:
+        rows = [asdict(module) for module in sorted(result.modules, key=lambda module: module.energy)[:LEAST_KEPT]]
+        out.table(rows, ["name", "change", "energy"], title="Least is kept in")
+    if result.not_carried:
+        named = ", ".join(result.not_carried[:LEAST_KEPT])
+        out.warning(f"{len(result.not_carried)} tensors differ that the adapter cannot hold: {named}")
+    out.hint(f"hub-merge inspect {shlex.quote(str(folder))}")
+
+
 # --- publish ----------------------------------------------------------------------------------------------------------
 
 
-def print_published(out: Output, published: Published, *, dry_run: bool) -> None:
-    """Print what a push did, or would do."""
+def print_published(out: Output, published: Published, *, dry_run: bool, fused: bool = False) -> None:
+    """Print what a push of a composite, or of a fused model, did or would do."""
     files = [{"file": name, "size": size, "action": action} for name, size, action in published.files]
     values = {
         "url": published.pr_url or published.url,
@@ -491,7 +539,7 @@ def print_published(out: Output, published: Published, *, dry_run: bool) -> None
         out.fields(values, title=_publishing(published, dry_run))
     if dry_run:
         out.hint("nothing was sent; leave out --dry-run to publish")
-    elif not published.pr_url:
+    elif not (published.pr_url or fused):
         out.hint(f"hub-merge verify {published.repo_id}")
 
 

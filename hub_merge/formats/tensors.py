@@ -33,6 +33,7 @@ __all__ = [
     "TensorInfo",
     "TensorStore",
     "dtype_named",
+    "encode_header",
     "is_finite",
     "widest",
 ]
@@ -272,16 +273,20 @@ class SafetensorsStore:
         self._start = LENGTH_FIELD + length
 
     def read(self, name: str) -> Array:
-        """Return one tensor, read-only, and give the pages of the file that it came from back to the system."""
+        """Return one tensor, read-only."""
         info = self.infos[name]
-        begin, end = self._start + info.begin, self._start + info.end
-        mapped = np.frombuffer(self._bytes, dtype_named(info.dtype), math.prod(info.shape), begin)
-        tensor = mapped.reshape(info.shape).copy()
+        tensor = self.read_bytes(name, 0, info.end - info.begin).view(dtype_named(info.dtype)).reshape(info.shape)
         tensor.setflags(write=False)
-        if end > begin and hasattr(self._bytes, "madvise"):
-            page = begin - begin % mmap.PAGESIZE
-            self._bytes.madvise(mmap.MADV_DONTNEED, page, end - page)
         return tensor
+
+    def read_bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return a part of one tensor's bytes, and give the pages of the file it came from back to the system."""
+        info = self.infos[name]
+        begin = self._start + info.begin + start
+        copied = np.frombuffer(self._bytes, np.uint8, stop - start, begin).copy()
+        if hasattr(self._bytes, "madvise"):  # all of it, for the system maps more than what was touched
+            self._bytes.madvise(mmap.MADV_DONTNEED)
+        return copied
 
 
 class HeaderStore:
@@ -368,7 +373,7 @@ class SafetensorsWriter:
         """
         self._file = file
         self._due = iter(infos.items())
-        file.write(_encode_header(infos, metadata))
+        file.write(encode_header(infos, metadata))
 
     def write(self, name: str, tensor: NDArray[Any]) -> None:
         """Write the next tensor.
@@ -402,7 +407,10 @@ def safetensors_writer(
         writer.finish()
 
 
-def _encode_header(infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+def encode_header(
+    infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
+    """Return length field and header of a file that holds tensors of these dtypes and shapes, in this order."""
     names = {dtype.name: name for name, dtype in DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     position = 0

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from hub_merge.choice import PICKLED_WEIGHTS, PICKLES, all_shards
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
-from hub_merge.formats.strict_json import parse_json, read_bounded
+from hub_merge.formats.shards import MAX_INDEX, indexed_files
+from hub_merge.formats.strict_json import read_bounded
 from hub_merge.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
 
 __all__ = ["adapter_files", "contained", "weight_files"]
-
-MAX_INDEX = 4_000_000
-"""Bytes of the longest shard index that is read."""
 
 
 def weight_files(names: Iterable[str], index: bytes | None = None, *, allow_pickle: bool = False) -> tuple[str, ...]:
@@ -31,7 +29,7 @@ def weight_files(names: Iterable[str], index: bytes | None = None, *, allow_pick
     present = set(names)
     if WEIGHTS_FILE in present:
         return (WEIGHTS_FILE,)
-    listed = _indexed(index) if index is not None else []
+    listed = indexed_files(index, INDEX_FILE) if index is not None else []
     shards = all_shards(listed or present) or listed
     if missing := [shard for shard in shards if shard not in present]:
         raise AdapterFormatError(f"Shard {missing[0]} is missing.", remedy="Download the adapter again.")
@@ -47,18 +45,6 @@ def weight_files(names: Iterable[str], index: bytes | None = None, *, allow_pick
             else "Ask its author for safetensors.",
         )
     raise AdapterFormatError(f"There is no {WEIGHTS_FILE}.", remedy="Ask its author to upload the weights.")
-
-
-def _indexed(index: bytes) -> list[str]:
-    try:
-        shards = sorted(set(parse_json(index, INDEX_FILE, most=MAX_INDEX)["weight_map"].values()))
-    except (AdapterFormatError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterFormatError(f"{INDEX_FILE} is not a shard index: {error}.", remedy="Upload it again.") from error
-    if outside := [shard for shard in shards if not isinstance(shard, str) or PurePosixPath(shard).name != shard]:
-        raise AdapterFormatError(
-            f"{INDEX_FILE} points to {outside[0]!r}, out of its folder.", remedy="Do not use this adapter."
-        )
-    return shards
 
 
 def contained(folder: Path, name: str) -> Path:
