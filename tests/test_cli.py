@@ -560,7 +560,11 @@ def python(*words: str, env: dict[str, str] | None = None, **settings: object) -
 def test_interrupting_ends_with_130(tmp_path: Path) -> None:
     with HubDouble(xet=False) as hub:
         hub.faults.add("GET /api/models", delay=20, times=None)
-        process = python("-m", "hub_merge", "inspect", "a/b", "--json", env=hub.environment(tmp_path))
+        process = python(
+            *("-m", "hub_merge", "inspect", "a/b", "--json"),
+            env=hub.environment(tmp_path),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        )
         deadline = time.monotonic() + 20
         while not any(request.path == "/api/models/a/b" for request in hub.requests):
             assert time.monotonic() < deadline
