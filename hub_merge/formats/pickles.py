@@ -118,11 +118,11 @@ class TorchZipStore:
         dtype = dtype_named(tensor.storage.dtype)
         try:
             content = self._archive.read(self._entry(tensor.storage))
-        except DAMAGE as error:
+            flat = np.frombuffer(content, dtype, tensor.storage.count)[tensor.offset :]
+            strides = [stride * dtype.itemsize for stride in tensor.strides]
+            array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
+        except (*DAMAGE, OverflowError) as error:
             raise _damaged(self._path.name, f"{name} cannot be read ({error})") from error
-        flat = np.frombuffer(content, dtype, tensor.storage.count)[tensor.offset :]
-        strides = [stride * dtype.itemsize for stride in tensor.strides]
-        array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
         array.setflags(write=False)
         return array
 
