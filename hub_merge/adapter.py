@@ -17,10 +17,23 @@ from hub_merge.findings import Finding
 if TYPE_CHECKING:
     from hub_merge.publish import Published
 
-__all__ = ["Adapter", "Array", "FileDigest", "LoraFactors", "ModuleKind", "ModuleSpec", "Origin"]
+__all__ = [
+    "Adapter",
+    "Array",
+    "ExtraKind",
+    "ExtraSpec",
+    "FileDigest",
+    "LoraFactors",
+    "ModuleKind",
+    "ModuleSpec",
+    "Origin",
+    "Tensor",
+]
 
 Array: TypeAlias = NDArray[np.floating[Any]]
+Tensor: TypeAlias = NDArray[Any]
 ModuleKind: TypeAlias = Literal["linear", "embedding"]
+ExtraKind: TypeAlias = Literal["weights", "bias", "tokens"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +107,32 @@ class ModuleSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ExtraSpec:
+    """A trained tensor beside the factors, which takes the place of one of the base.
+
+    Attributes:
+        name: Dotted name of the parameter inside the base model.
+        kind: ``weights`` (of a module that is saved whole, such as a head), ``bias``, or ``tokens`` (rows of an
+            embedding).
+        module: The module that is saved whole, or that has the bias or the rows.
+        shape: Its shape.
+        dtype: Name of the stored dtype.
+        rows: For ``tokens``, the token of each row.
+    """
+
+    name: str
+    kind: ExtraKind
+    module: str
+    shape: tuple[int, ...]
+    dtype: str
+    rows: tuple[int, ...] = ()
+
+
+def _no_extra(name: str) -> Tensor:
+    raise KeyError(name)
+
+
+@dataclass(frozen=True, slots=True)
 class FileDigest:
     """Identity of one file: its name inside the adapter, sha256 and size in bytes."""
 
@@ -142,6 +181,8 @@ class Adapter:
         findings: What reading it brought to light.
         has_values: Whether its tensors can be read; ``False`` when only headers were fetched.
         added_tokens: Tokens beyond the base vocabulary, by id, as far as the files tell.
+        extras: Trained tensors beside the factors, by name.
+        load_extra: Reads one of them.
         origin: Where it came from.
     """
 
@@ -156,6 +197,8 @@ class Adapter:
     findings: tuple[Finding, ...] = ()
     has_values: bool = True
     added_tokens: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    extras: Mapping[str, ExtraSpec] = field(default_factory=lambda: MappingProxyType({}))
+    load_extra: Callable[[str], Tensor] = field(default=_no_extra, repr=False)
     origin: Origin = field(default_factory=Origin)
 
     @classmethod

@@ -121,7 +121,7 @@ def check(
 
 def _allow_findings(findings: Iterable[Finding], allow: Iterable[str]) -> Iterator[Finding]:
     """Tell of each code that accepts nothing here: it may be misspelt."""
-    found = sorted({finding.code for finding in findings if finding.severity == "problem" and finding.overrule})
+    found = sorted({finding.code for finding in findings if finding.allowable})
     for code in sorted(set(allow).difference(found)):
         yield _caution("allow_unused", "allow", f"{code} accepts nothing here", _some(found) or "no code", "")
 

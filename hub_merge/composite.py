@@ -12,6 +12,8 @@ import numpy as np
 from hub_merge.adapter import Adapter, LoraFactors, ModuleSpec, Origin
 from hub_merge.compat import Compatibility
 from hub_merge.errors import MergeError
+from hub_merge.extras import NO_EXTRAS, Extras
+from hub_merge.formats.peft import covered
 from hub_merge.formats.tensors import widest
 from hub_merge.gram import Parts
 from hub_merge.methods import Method
@@ -34,6 +36,7 @@ class Composite(Adapter):
         dtype: Dtype it is written in.
         compatibility: What the check of the parents showed.
         allow: Codes of findings the user accepted.
+        beside: What becomes of the parents' tensors beside their factors.
     """
 
     parents: tuple[Adapter, ...]
@@ -45,6 +48,7 @@ class Composite(Adapter):
     dtype: str
     compatibility: Compatibility
     allow: tuple[str, ...] = ()
+    beside: Extras = NO_EXTRAS
 
     @property
     def is_linear(self) -> bool:
@@ -100,6 +104,7 @@ def compose(
     dtype: str | None,
     compatibility: Compatibility,
     allow: Sequence[str] = (),
+    beside: Extras = NO_EXTRAS,
     name: str = "composite",
 ) -> Composite:
     """Return the composite that these choices give; nothing is computed yet.
@@ -134,7 +139,9 @@ def compose(
         load=load,
         base_model=compatibility.base_model,
         task_type=next((parent.task_type for parent in parents if parent.task_type), None),
-        target_modules=_targets(parents, specs),
+        target_modules=_targets(parents, specs, beside),
+        extras=beside.specs,
+        load_extra=beside.load,
         fan_in_fan_out=any(parent.fan_in_fan_out for parent in parents),
         origin=Origin(
             gated=any(parent.origin.gated for parent in parents), private=any(p.origin.private for p in parents)
@@ -148,15 +155,19 @@ def compose(
         dtype=written,
         compatibility=compatibility,
         allow=tuple(allow),
+        beside=beside,
     )
     return composite
 
 
-def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec]) -> tuple[str, ...]:
-    """Return the parents' targets together, or full names where a parent's module dropped out."""
-    if any(module not in specs for parent in parents for module in parent.modules):
+def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec], beside: Extras) -> tuple[str, ...]:
+    """Return the parents' targets together, or full names where those would select a module that has no factors."""
+    targets = sorted({target for parent in parents for target in parent.target_modules})
+    dropped = any(module not in specs for parent in parents for module in parent.modules)
+    replaced = {spec.name.rpartition(".")[0] for spec in beside.specs.values() if spec.kind == "weights"}
+    if dropped or any(covered(module, targets) for module in replaced):
         return tuple(specs)
-    return tuple(sorted({target for parent in parents for target in parent.target_modules}))
+    return tuple(targets)
 
 
 def _generator(seed: int, module: str) -> np.random.Generator:

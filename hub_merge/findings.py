@@ -35,6 +35,11 @@ class Finding:
     remedy: str
     overrule: str | None = None
 
+    @property
+    def allowable(self) -> bool:
+        """Whether it is a problem that ``--allow`` and its code accept."""
+        return self.severity == "problem" and (self.overrule or "").startswith("--allow")
+
     def describe(self) -> str:
         """Return the finding as one line."""
         subject = f"{self.adapter}: " if self.adapter else ""
@@ -57,10 +62,10 @@ class Report:
 
     @classmethod
     def of(cls, findings: Iterable[Finding], allow: Collection[str] = ()) -> Report:
-        """Collect ``findings``; those that may be overruled and whose code is in ``allow`` become cautions."""
+        """Collect ``findings``; allowable ones whose code is in ``allow`` become cautions."""
         settled = (
             Finding(**{**asdict(found), "severity": "caution", "seen": f"{found.seen} (accepted by the user)"})
-            if found.severity == "problem" and found.overrule and found.code in allow
+            if found.allowable and found.code in allow
             else found
             for found in findings
         )

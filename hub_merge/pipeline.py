@@ -27,6 +27,7 @@ from hub_merge.errors import (
     PublishError,
     RecipeError,
 )
+from hub_merge.extras import checked_policy, decide
 from hub_merge.findings import Finding, Report
 from hub_merge.formats.peft import open_folder, write_portable
 from hub_merge.formats.tensors import WRITABLE
@@ -36,7 +37,7 @@ from hub_merge.methods import Method, get_method
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
 from hub_merge.publish import Published, publish_folder
-from hub_merge.recipe import MergeRecord, Parent, Recipe, Weight, checked_weight
+from hub_merge.recipe import REFUSE, MergeRecord, Parent, Recipe, Weight, checked_weight
 from hub_merge.scores import Scores, Scoring, score
 from hub_merge.sources import open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
@@ -77,6 +78,7 @@ def merge(
     dtype: str | None = None,
     base: str | None = None,
     allow: Sequence[str] = (),
+    extras: str = REFUSE,
     canonical: Callable[[str], str | None] | None = None,
     **options: Any,
 ) -> Composite:
@@ -91,6 +93,8 @@ def merge(
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` takes the widest of the sources.
         base: Hub id that you assert to be the base of all adapters.
         allow: Codes of findings that you accept, such as ``task_differs``.
+        extras: What becomes of heads, biases and token rows: ``refuse``, ``keep:NAME`` (those of one adapter),
+            ``average`` (the plain mean over the adapters that have them) or ``drop``.
         canonical: Follows renames of a Hub id, such as ``Hub().canonical``.
         **options: Options of the method.
 
@@ -108,8 +112,10 @@ def merge(
     _require_choices(rank, dtype, seed)
     named = unique_names(adapters)
     compatibility = check(named, base=base, allow=allow, canonical=canonical)
-    if not compatibility.compatible:
-        raise IncompatibleAdapters(compatibility.report)
+    beside, report = decide(extras, named, numbers, compatibility.report)
+    if not report.compatible:
+        raise IncompatibleAdapters(report)
+    compatibility = replace(compatibility, report=report)
     compatibility = _with_cautions(compatibility, chosen, numbers, settings, rank)
     return compose(
         named,
@@ -121,6 +127,7 @@ def merge(
         dtype=dtype,
         compatibility=compatibility,
         allow=allow,
+        beside=beside,
     )
 
 
@@ -184,6 +191,7 @@ def run(
     """
     get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
     _require_choices(recipe.rank, recipe.dtype, recipe.seed)
+    checked_policy(recipe.extras)
     adapters = _open_all(_references(recipe, folder, parents), hub, progress)
     return _carry_out(recipe, adapters, canonical=follow_renames(hub))
 
@@ -218,6 +226,7 @@ def _carry_out(
         dtype=recipe.dtype,
         base=recipe.base_model,
         allow=recipe.allow,
+        extras=recipe.extras,
         canonical=canonical,
         **recipe.options,
     )

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 
-from hub_merge.adapter import Adapter, Array, LoraFactors
+from hub_merge.adapter import Adapter, Array, LoraFactors, Tensor
 from hub_merge.composite import Composite
-from hub_merge.formats.peft import covered, parse_config
+from hub_merge.formats.peft import EXTRAS_FLAG, covered, extra_fields, parse_config
 from hub_merge.gram import (
     Float64,
     Parts,
@@ -227,15 +227,33 @@ def _structure_checks(folder: Path, written: Adapter, asked: Composite) -> tuple
     targets = config.get("target_modules")
     listed = targets if isinstance(targets, list) else []
     untargeted = [module for module in written.modules if not covered(module, listed)]
-    findings = [finding.describe() for finding in written.findings if finding.severity == "problem"]
+    findings = [
+        finding.describe()
+        for finding in written.findings
+        if finding.severity == "problem" and not (asked.extras and finding.overrule == EXTRAS_FLAG)
+    ]
     problems = [*_config_problems(config, asked), *findings]
     return (
-        _parser_check(folder / WEIGHTS_FILE, 2 * len(asked.modules)),
+        _parser_check(folder / WEIGHTS_FILE, 2 * len(asked.modules) + len(asked.extras)),
         Check("modules", not (missing or extra), _listed(("missing", missing), ("unexpected", extra))),
         Check("shapes", not shapes, _listed(("of another shape", shapes))),
         Check("config", not problems, "; ".join(problems) or "one rank, alpha equals rank, no variant"),
         Check("targets", not untargeted, _listed(("that target_modules does not select", untargeted))),
+        *([_extras_check(written, asked)] if asked.extras else []),
     )
+
+
+def _extras_check(written: Adapter, asked: Composite) -> Check:
+    """Compare the tensors beside the factors with those asked for, bit by bit."""
+    wrong = {name for name, _ in asked.extras.items() ^ written.extras.items()}
+    if wrong:
+        return Check("extras", False, _listed(("missing, unexpected or of another kind", wrong)))
+    differing = [name for name in asked.extras if not _same_bits(written.load_extra(name), asked.load_extra(name))]
+    return Check("extras", not differing, f"{len(asked.extras)} tensors, {_listed(('differ', differing))}")
+
+
+def _same_bits(one: Tensor, two: Tensor) -> bool:
+    return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
 
 
 def _listed(*groups: tuple[str, Collection[str]]) -> str:
@@ -251,12 +269,13 @@ def _config_problems(config: Mapping[str, Any], asked: Composite) -> Iterator[st
         "lora_alpha": config.get("r"),
         "fan_in_fan_out": asked.fan_in_fan_out,
         "base_model_name_or_path": asked.base_model,
+        **extra_fields(asked),
     }
     for field, value in wanted.items():
         if config.get(field) != value:
             yield f"{field} is {config.get(field)!r}, expected {value!r}"
     for field in PLAIN_FIELDS:
-        if config.get(field) not in (None, False, "none", "", [], {}):
+        if field not in wanted and config.get(field) not in (None, False, "none", "", [], {}):
             yield f"{field} is {config[field]!r}, expected none"
 
 

@@ -31,6 +31,7 @@ def build_record(
     parents = tuple(
         _parent(parent, weight) for parent, weight in zip(composite.parents, composite.weights, strict=True)
     )
+    beside = composite.beside
     recipe = Recipe(
         merge_method=composite.method.name,
         models=tuple(Source(parent.model, parent.weight) for parent in parents),
@@ -40,6 +41,7 @@ def build_record(
         dtype=composite.dtype,
         seed=composite.seed,
         allow=composite.allow,
+        extras=beside.policy,
     )
     return MergeRecord(
         recipe=recipe,
@@ -51,6 +53,7 @@ def build_record(
             "dtype": composite.dtype,
             "modules": len(composite.modules),
             "task_type": composite.task_type,
+            **({"extras": beside.to_dict()} if beside.specs or beside.dropped else {}),
             "files": [asdict(file_digest(folder / name)) for name in (CONFIG_FILE, WEIGHTS_FILE)],
         },
         findings=tuple(finding.to_dict() for finding in composite.compatibility.report.findings),

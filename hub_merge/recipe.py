@@ -30,7 +30,7 @@ import yaml
 
 from hub_merge.errors import RecipeError
 
-__all__ = ["SCHEMA_VERSION", "MergeRecord", "Parent", "Recipe", "Source", "Weight", "weight_for"]
+__all__ = ["REFUSE", "SCHEMA_VERSION", "MergeRecord", "Parent", "Recipe", "Source", "Weight", "weight_for"]
 
 SCHEMA_VERSION = 1
 """Version of ``hub_merge.json``; raised when an old reader would misunderstand a new file."""
@@ -39,6 +39,11 @@ Weight: TypeAlias = float | Mapping[str, float]
 """One number, or numbers by module: ``{"self_attn": 0.5, "*": 1.0}``; the first filter found in a name counts."""
 
 EVERY_MODULE = "*"
+REFUSE = "refuse"
+"""What happens to tensors beside the factors as long as nobody decides."""
+
+FIELDS = ("merge_method", "base_model", "models", "parameters", "dtype", "seed", "allow", "extras")
+"""Fields of a recipe."""
 
 
 def weight_for(weight: Weight, module: str) -> float:
@@ -89,6 +94,7 @@ class Recipe:
         dtype: Dtype of the written factors; ``None`` takes the widest of the sources.
         seed: Seed of every random choice.
         allow: Codes of the findings that the user accepted.
+        extras: What becomes of tensors beside the factors: ``refuse``, ``keep:NAME``, ``average`` or ``drop``.
     """
 
     merge_method: str
@@ -99,6 +105,7 @@ class Recipe:
     dtype: str | None = None
     seed: int = 0
     allow: tuple[str, ...] = ()
+    extras: str = REFUSE
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in the shape of its YAML."""
@@ -114,6 +121,7 @@ class Recipe:
             "dtype": self.dtype,
             "seed": self.seed,
             "allow": list(self.allow),
+            "extras": None if self.extras == REFUSE else self.extras,
         }
         return {key: value for key, value in asked.items() if value not in (None, {}, [])}
 
@@ -140,9 +148,7 @@ class Recipe:
         """Read a recipe from plain data; see ``from_yaml``."""
         if not isinstance(content, Mapping):
             raise RecipeError("The recipe is not a mapping.", remedy="Start it with 'merge_method: sum'.")
-        _refuse_unknown(
-            content, ("merge_method", "base_model", "models", "parameters", "dtype", "seed", "allow"), "The recipe"
-        )
+        _refuse_unknown(content, FIELDS, "The recipe")
         models = _list(content.get("models"), "models")
         if not models:
             raise RecipeError("The recipe lists no models.", remedy="Add 'models:' with one '- model: …' an adapter.")
@@ -157,6 +163,7 @@ class Recipe:
             dtype=None if content.get("dtype") is None else _text(content["dtype"], "dtype"),
             seed=_integer(content.get("seed", 0), "seed", at_least=0),
             allow=tuple(_text(code, "allow") for code in _list(content.get("allow"), "allow")),
+            extras=_text(content.get("extras", REFUSE), "extras"),
         )
 
 

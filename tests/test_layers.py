@@ -20,7 +20,7 @@ gram
 clustering elementwise spectra formats hub bases
 coordinates scores
 methods
-compat licenses
+compat licenses extras
 advise composite sources
 proof plots card
 provenance publish

@@ -30,6 +30,7 @@ RECIPES = st.builds(
     dtype=st.none() | TEXT,
     seed=st.integers(0, 2**63),
     allow=st.lists(TEXT, max_size=2).map(tuple),
+    extras=st.sampled_from(["refuse", "average", "drop", "keep:math"]),
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | NUMBERS | TEXT,

@@ -260,6 +260,11 @@ def advise(
 )
 @base_option
 @allow_option
+@click.option(
+    "--extras",
+    metavar="POLICY",
+    help="Heads, biases and token rows: refuse, keep:NAME of an adapter, average, or drop.  [default: refuse]",
+)
 @click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
 @click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
 @token_option
@@ -327,6 +332,7 @@ def _recipe(
     dtype: str | None,
     base: str | None,
     allow: tuple[str, ...],
+    extras: str | None,
 ) -> Recipe:
     from hub_merge.recipe import Recipe, Source
 
@@ -344,6 +350,7 @@ def _recipe(
         dtype=dtype,
         seed=seed or 0,
         allow=allow,
+        extras=extras or "refuse",
     )
 
 

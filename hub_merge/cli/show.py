@@ -100,6 +100,7 @@ def _inspection(opened: Opened) -> dict[str, Any]:
         "task_type": adapter.task_type,
         "license": adapter.origin.license,
         "modules": len(specs),
+        **({"extras": list(adapter.extras)} if adapter.extras else {}),
         "groups": [f"{count} x {group}" for group, count in groups.items()],
         "rank": _one_or_all(spec.rank for spec in specs),
         "scaling": _one_or_all(spec.scaling for spec in specs),
@@ -288,10 +289,16 @@ def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
         "rank": record.output["rank"],
         "dtype": record.output["dtype"],
         "modules": record.output["modules"],
+        **({"extras": _extras(record.output["extras"])} if "extras" in record.output else {}),
         "max_error": record.proof["max_error"],
         "distance_to_sum": record.proof["distance_to_sum"],
         "rms_cosine": record.scores["rms_cosine"],
     }
+
+
+def _extras(extras: Any) -> str:
+    dropped = sum(len(entry["names"]) for entry in extras["dropped"])
+    return f"{extras['policy']}: {len(extras['written'])} written, {dropped} left out"
 
 
 def _weight(weight: Any) -> Any:

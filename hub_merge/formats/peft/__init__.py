@@ -7,17 +7,21 @@ so that loaders which know only one scale for all modules see the same delta as 
 """
 
 from hub_merge.formats.peft.config import Scalings, parse_config
+from hub_merge.formats.peft.extras import EXTRAS_FLAG, extra_fields, extra_key
 from hub_merge.formats.peft.files import adapter_files, weight_files
 from hub_merge.formats.peft.reading import adapter_from_headers, adapter_from_tensors, open_folder
 from hub_merge.formats.peft.targets import covered
 from hub_merge.formats.peft.writing import write_portable
 
 __all__ = [
+    "EXTRAS_FLAG",
     "Scalings",
     "adapter_files",
     "adapter_from_headers",
     "adapter_from_tensors",
     "covered",
+    "extra_fields",
+    "extra_key",
     "open_folder",
     "parse_config",
     "weight_files",

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hub_merge.adapter import Adapter, LoraFactors, ModuleKind, ModuleSpec, Origin
+from hub_merge.adapter import Adapter, ExtraSpec, LoraFactors, ModuleKind, ModuleSpec, Origin
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
 from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, parse_config, read_scalings
+from hub_merge.formats.peft.extras import extra_findings, read_extra
 from hub_merge.formats.peft.files import adapter_files
 from hub_merge.formats.peft.targets import safe_targets, target_findings
 from hub_merge.formats.tensors import (
@@ -36,20 +37,17 @@ FACTOR = re.compile(
 )
 """``….lora_A.weight``, also with the adapter's name inside, and ``….lora_embedding_A``."""
 
+BASE_COPY = re.compile(r"(?:^|\.)(?:embed_tokens|wte|wpe|lm_head|embed_in|shared)\.base_layer\.")
+"""What ``save_embedding_layers`` puts beside factors of an embedding."""
+
 LEFTOVERS: Sequence[tuple[re.Pattern[str], str, str]] = (
     (re.compile(r"\.lora_magnitude_vector"), "dora", "DoRA magnitudes"),
     (re.compile(r"\.lora_B\.(?:[^.]+\.)?bias$"), "lora_bias", "biases of lora_B"),
     (re.compile(r"trainable_tokens|token_adapter"), "trainable_tokens", "trained token rows"),
-    (
-        re.compile(r"(?:^|\.)(?:embed_tokens|wte|wpe|lm_head|embed_in|shared)\.base_layer\."),
-        "base_copy",
-        "base weights",
-    ),
-    (re.compile(r"\.bias$"), "trained_weights", "trained biases"),
-    (re.compile(r"\.weight$"), "trained_weights", "trained weights outside LoRA (heads, modules_to_save)"),
+    (BASE_COPY, "base_copy", "base weights"),
     (re.compile(r""), "unknown_tensors", "tensors of an unknown kind"),
 )
-"""What a tensor that is no factor may be; the first pattern found in its name counts."""
+"""What a tensor that is neither factor nor extra may be; the first pattern found in its name counts."""
 
 
 @dataclass(slots=True)
@@ -117,6 +115,27 @@ def _spec(
     return ModuleSpec(module, pair.kind, (b.shape[0], a.shape[1]), rank, scaling, dtype)
 
 
+def _extras(
+    keys: Iterable[str], infos: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> tuple[dict[str, ExtraSpec], dict[str, str]]:
+    """Return the extras by name, and the key of each in the file.
+
+    Raises:
+        AdapterFormatError: Two tensors claim to be the same parameter.
+    """
+    specs: dict[str, ExtraSpec] = {}
+    homes: dict[str, str] = {}
+    for key in keys:
+        if BASE_COPY.search(key) or (spec := read_extra(_module_name(key), infos[key], config)) is None:
+            continue
+        if spec.name in specs:
+            raise AdapterFormatError(
+                f"Tensors {homes[spec.name]} and {key} are the same parameter.", remedy="Keep one adapter in a file."
+            )
+        specs[spec.name], homes[spec.name] = spec, key
+    return specs, homes
+
+
 def _leftover_findings(keys: Sequence[str], note: Callable[..., Finding]) -> Iterator[Finding]:
     groups: dict[tuple[str, str], list[str]] = {}
     for key in keys:
@@ -158,10 +177,13 @@ def adapter_from_tensors(
     scalings = read_scalings(config)
     sorted_out = {module: _spec(module, pairs[module], store.infos, scalings, note) for module in sorted(pairs)}
     specs = {module: spec for module, spec in sorted_out.items() if isinstance(spec, ModuleSpec)}
+    extras, homes = _extras(others, store.infos, config)
+    known = {"trainable_token_indices"} if any(spec.kind == "tokens" for spec in extras.values()) else set()
     findings = [
-        *config_findings(config, note),
+        *(found for found in config_findings(config, note) if found.where not in known),
         *(spec for spec in sorted_out.values() if isinstance(spec, Finding)),
-        *_leftover_findings(others, note),
+        *extra_findings({homes[extra]: spec for extra, spec in extras.items()}, note),
+        *_leftover_findings([key for key in others if key not in homes.values()], note),
         *target_findings(config, scalings, specs, name),
     ]
     if not pairs:
@@ -183,6 +205,8 @@ def adapter_from_tensors(
         findings=tuple(findings),
         has_values=store.has_values,
         added_tokens=added_tokens or {},
+        extras=extras,
+        load_extra=lambda extra: store.read(homes[extra]),
         origin=origin or Origin(),
     )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleKind
+from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleKind, Tensor
 from hub_merge.errors import ProofFailed
+from hub_merge.formats.peft.extras import extra_fields, extra_key
 from hub_merge.formats.tensors import dtype_named, is_finite, safetensors_writer
 from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
 from hub_merge.parallel import map_modules
@@ -19,8 +19,6 @@ from hub_merge.parallel import map_modules
 __all__ = ["write_portable"]
 
 PREFIX = "base_model.model."
-
-Tensor: TypeAlias = NDArray[Any]
 
 
 def write_portable(
@@ -32,7 +30,7 @@ def write_portable(
     is.
 
     Args:
-        adapter: What to write; its scaling goes into B.
+        adapter: What to write; its scaling goes into B. Its extras are written as they are.
         folder: Existing folder without these files.
         base_model: Base to name in the config, a Hub id, or ``None``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
@@ -44,12 +42,14 @@ def write_portable(
     """
     config = _portable_config(adapter, base_model, rank)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    infos = {}
+    infos: dict[str, tuple[str, tuple[int, ...]]] = {}
     for module, spec in adapter.modules.items():
         out_features, in_features = spec.shape
         a_key, b_key = _factor_keys(module, spec.kind)
         infos[a_key] = (dtype, (rank, in_features))
         infos[b_key] = (dtype, (out_features, rank))
+    extra_keys = {name: PREFIX + extra_key(spec, adapter) for name, spec in adapter.extras.items()}
+    infos |= {extra_keys[name]: (spec.dtype, spec.shape) for name, spec in adapter.extras.items()}
 
     def prepare(module: str) -> tuple[str, Tensor, Tensor]:
         return module, *_prepared(module, adapter.factors(module), rank, dtype)
@@ -60,6 +60,14 @@ def write_portable(
             writer.write(a_key, A)
             writer.write(b_key, B)
             progress(module)
+        for name, key in extra_keys.items():
+            writer.write(key, _finite_extra(name, adapter.load_extra(name)))
+
+
+def _finite_extra(name: str, tensor: Tensor) -> Tensor:
+    if np.issubdtype(tensor.dtype, np.integer) or tensor.dtype == np.bool_ or is_finite(tensor):
+        return tensor
+    raise ProofFailed(f"{name} holds NaN or infinity.", remedy="Leave it out with --extras drop.")
 
 
 def _factor_keys(module: str, kind: ModuleKind) -> tuple[str, str]:
@@ -110,4 +118,5 @@ def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dic
         "alpha_pattern": {},
         "use_rslora": False,
         "use_dora": False,
+        **extra_fields(adapter),
     }
