@@ -183,6 +183,8 @@ class Adapter:
         added_tokens: Tokens beyond the base vocabulary, by id, as far as the files tell.
         extras: Trained tensors beside the factors, by name.
         load_extra: Reads one of them.
+        load_magnitude: Reads the DoRA magnitudes of a module, ``(out,)``; ``None`` if it is no DoRA adapter.
+        converted: How it was made plain, as data for the record; ``None`` if it was read as it is.
         origin: Where it came from.
     """
 
@@ -199,6 +201,8 @@ class Adapter:
     added_tokens: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     extras: Mapping[str, ExtraSpec] = field(default_factory=lambda: MappingProxyType({}))
     load_extra: Callable[[str], Tensor] = field(default=_no_extra, repr=False)
+    load_magnitude: Callable[[str], Array] | None = field(default=None, repr=False)
+    converted: Mapping[str, Any] | None = None
     origin: Origin = field(default_factory=Origin)
 
     @classmethod

@@ -16,6 +16,7 @@ from hub_merge.advise import Advice, advise
 from hub_merge.card import published_card, render_card, update_card
 from hub_merge.compat import Compatibility, check
 from hub_merge.composite import Composite, compose
+from hub_merge.conversion import Place, converted
 from hub_merge.errors import (
     AdapterNotFound,
     HubMergeError,
@@ -32,7 +33,7 @@ from hub_merge.findings import Finding, Report
 from hub_merge.formats.peft import open_folder, write_portable
 from hub_merge.formats.tensors import WRITABLE
 from hub_merge.hub import Hub, Listing, Reference
-from hub_merge.layout import CARD_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
 from hub_merge.methods import Method, get_method
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
@@ -193,14 +194,30 @@ def run(
     _require_choices(recipe.rank, recipe.dtype, recipe.seed)
     checked_policy(recipe.extras)
     adapters = _open_all(_references(recipe, folder, parents), hub, progress)
+    adapters = _converted(recipe, adapters, hub, _finder(parents, folder))
     return _carry_out(recipe, adapters, canonical=follow_renames(hub))
+
+
+def _finder(parents: Sequence[str | Path], folder: Path = Path()) -> Place:
+    """Return what finds a local reference of a recipe: among ``parents`` by its name, else below ``folder``."""
+    given = {Path(parent).name: Path(parent) for parent in parents}
+    return lambda text: given.get(Path(text).name, folder / text) if text.startswith(".") else text
+
+
+def _converted(recipe: Recipe, adapters: Sequence[Adapter], hub: Hub, place: Place) -> list[Adapter]:
+    """Return the adapters made plain where the recipe says so."""
+    return [
+        converted(adapter, source.convert, hub=hub, place=place)
+        for adapter, source in zip(adapters, recipe.models, strict=True)
+    ]
 
 
 def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> list[str | Path]:
     """Return where each adapter of the recipe is: on the Hub, among ``parents`` by name, or below ``folder``."""
     given = {Path(parent).name: Path(parent) for parent in parents}
     local = {source.model: Path(source.model).name for source in recipe.models if source.model.startswith(".")}
-    if strange := given.keys() - local.values():
+    helpers = {Path(text).name for source in recipe.models if source.convert for text in source.convert.references()}
+    if strange := given.keys() - local.values() - helpers:
         raise RecipeError(
             f"The recipe has no local adapter called {min(strange)}.",
             remedy=f"Its local adapters: {', '.join(local.values()) or 'none'}.",
@@ -373,8 +390,10 @@ def verify(
         raise HubMergeError("The composite is not on disk.")
     record = read_record(folder)
     require_files(written, record.output["files"], str(reference))
-    local = [open_adapter(Path(parent), hub=hub) for parent in parents]
-    asked = _carry_out(record.recipe, [reopen(parent, local, hub) for parent in record.parents])
+    local = [open_adapter(Path(parent), hub=hub) for parent in parents if (Path(parent) / CONFIG_FILE).is_file()]
+    found = [reopen(parent, local, hub) for parent in record.parents]
+    adapters = _converted(record.recipe, found, hub, _finder(parents))
+    asked = _carry_out(record.recipe, adapters)
     return prove(folder, written, asked, _counter("prove", len(asked.modules), progress))
 
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
+from hub_merge.conversion import conversion_of
 from hub_merge.errors import AdapterNotFound, ProofFailed
 from hub_merge.layout import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
 from hub_merge.scores import Scores
-from hub_merge.sources import digests, file_digest, open_adapter
+from hub_merge.sources import digests, file_digest, open_adapter, pinned_reference
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
@@ -34,7 +35,7 @@ def build_record(
     beside = composite.beside
     recipe = Recipe(
         merge_method=composite.method.name,
-        models=tuple(Source(parent.model, parent.weight) for parent in parents),
+        models=tuple(Source(parent.model, parent.weight, conversion_of(parent.converted)) for parent in parents),
         base_model=composite.base_model,
         rank=composite.rank_asked,
         options=composite.options,
@@ -68,7 +69,7 @@ def _parent(adapter: Adapter, weight: Weight) -> Parent:
     scalings = [spec.scaling for spec in adapter.modules.values()] or [0.0]
     return Parent(
         name=adapter.name,
-        model=_pinned_reference(adapter),
+        model=pinned_reference(adapter),
         repo_id=origin.repo_id,
         commit=origin.commit,
         subfolder=origin.subfolder,
@@ -82,14 +83,8 @@ def _parent(adapter: Adapter, weight: Weight) -> Parent:
         scalings=(min(scalings), max(scalings)),
         modules=len(adapter.modules),
         task_type=adapter.task_type,
+        converted=adapter.converted,
     )
-
-
-def _pinned_reference(adapter: Adapter) -> str:
-    origin = adapter.origin
-    if origin.repo_id is None:
-        return f"./{adapter.name}"
-    return f"{origin.repo_id}@{origin.commit}" + (f":{origin.subfolder}" if origin.subfolder else "")
 
 
 def read_record(folder: Path) -> MergeRecord:

@@ -30,7 +30,18 @@ import yaml
 
 from hub_merge.errors import RecipeError
 
-__all__ = ["REFUSE", "SCHEMA_VERSION", "MergeRecord", "Parent", "Recipe", "Source", "Weight", "weight_for"]
+__all__ = [
+    "REFUSE",
+    "SCHEMA_VERSION",
+    "STATED",
+    "Conversion",
+    "MergeRecord",
+    "Parent",
+    "Recipe",
+    "Source",
+    "Weight",
+    "weight_for",
+]
 
 SCHEMA_VERSION = 1
 """Version of ``hub_merge.json``; raised when an old reader would misunderstand a new file."""
@@ -73,12 +84,36 @@ def _finite(value: object, subject: str) -> float:
     return float(value)
 
 
+STATED = "base"
+"""In place of a reference to base weights: those of the base that the adapter states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How an adapter that is no plain product is made one.
+
+    Attributes:
+        initial: The adapter as it was before training, whose product is to be subtracted (PiSSA and its like).
+        base_weights: Where the weights of the base are, for DoRA; ``base`` for the base that the adapter states.
+        rank: Rank of the factors of a DoRA adapter; ``None`` for the default.
+    """
+
+    initial: str | None = None
+    base_weights: str | None = None
+    rank: int | None = None
+
+    def references(self) -> list[str]:
+        """Return the references in it."""
+        return [text for text in (self.initial, self.base_weights) if text]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One adapter of a recipe: a reference and its weight."""
+    """One adapter of a recipe: a reference, its weight, and how it is made plain if it has to be."""
 
     model: str
     weight: Weight = 1.0
+    convert: Conversion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +149,11 @@ class Recipe:
             "merge_method": self.merge_method,
             "base_model": self.base_model,
             "models": [
-                {"model": source.model, "parameters": {"weight": _weight_to_yaml(source.weight)}}
+                {
+                    "model": source.model,
+                    "parameters": {"weight": _weight_to_yaml(source.weight)},
+                    **({"convert": _stated(source.convert)} if source.convert else {}),
+                }
                 for source in self.models
             ],
             "parameters": parameters,
@@ -172,7 +211,7 @@ def _source(entry: object) -> Source:
         return Source(entry)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str):
         raise RecipeError(f"{entry!r} does not name a model.", remedy="Write '- model: owner/name'.")
-    _refuse_unknown(entry, ("model", "parameters"), entry["model"])
+    _refuse_unknown(entry, ("model", "parameters", "convert"), entry["model"])
     parameters = _mapping(entry.get("parameters"), "parameters")
     _refuse_unknown(parameters, ("weight",), f"parameters of {entry['model']}")
     weight = parameters.get("weight", 1.0)
@@ -181,7 +220,29 @@ def _source(entry: object) -> Source:
         for part, value in map(_rule, weight):
             rules.setdefault(part, value)  # the first one counts
         weight = rules
-    return Source(entry["model"], checked_weight(weight, entry["model"]))
+    return Source(entry["model"], checked_weight(weight, entry["model"]), _conversion(entry.get("convert")))
+
+
+def _conversion(content: object) -> Conversion | None:
+    if content is None:
+        return None
+    content = _mapping(content, "convert")
+    _refuse_unknown(content, ("initial", "base_weights", "rank"), "convert")
+    given = [name for name in ("initial", "base_weights") if content.get(name) is not None]
+    if len(given) != 1 or (given == ["initial"] and "rank" in content):
+        raise RecipeError(
+            f"'convert' is {dict(content)!r}.",
+            remedy="Give either initial, or base_weights and perhaps a rank.",
+        )
+    rank = content.get("rank")
+    return Conversion(
+        **{given[0]: _text(content[given[0]], given[0])},
+        rank=None if rank is None else _integer(rank, "rank", at_least=1),
+    )
+
+
+def _stated(conversion: Conversion) -> dict[str, Any]:
+    return {name: value for name, value in asdict(conversion).items() if value is not None}
 
 
 def _rule(rule: object) -> tuple[str, object]:
@@ -256,6 +317,7 @@ class Parent:
         scalings: Smallest and largest effective scaling over the modules.
         modules: Number of adapted modules.
         task_type: PEFT task type.
+        converted: How it was made plain, and with what error; ``None`` if it was merged as it is.
     """
 
     name: str
@@ -273,6 +335,14 @@ class Parent:
     scalings: tuple[float, float]
     modules: int
     task_type: str | None
+    converted: Mapping[str, Any] | None = None
+
+
+def _parent_to_dict(parent: Parent) -> dict[str, Any]:
+    content = asdict(parent)
+    if parent.converted is None:
+        del content["converted"]
+    return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,7 +376,7 @@ class MergeRecord:
         content = {
             "schema_version": SCHEMA_VERSION,
             "recipe": self.recipe.to_dict(),
-            "parents": [asdict(parent) for parent in self.parents],
+            "parents": [_parent_to_dict(parent) for parent in self.parents],
             "base_model": self.base_model,
             "base_license": self.base_license,
             "output": self.output,

@@ -18,7 +18,7 @@ from hub_merge.layout import CARD_FILE, CONFIG_FILE
 if TYPE_CHECKING:
     from hub_merge.hub import Hub, PinnedRepo, Reference
 
-__all__ = ["Opened", "digests", "file_digest", "open_adapter", "open_headers", "unique_names"]
+__all__ = ["Opened", "digests", "file_digest", "open_adapter", "open_headers", "pinned_reference", "unique_names"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,14 @@ def _local_origin(folder: Path) -> Origin:
     """Return the origin of a local folder; its card may state a licence."""
     stated = read_front_matter(folder / CARD_FILE).get("license")
     return Origin(folder=folder, license=stated if isinstance(stated, str) else None)
+
+
+def pinned_reference(adapter: Adapter) -> str:
+    """Return the reference that finds the adapter again, at its commit; ``./name`` for a local folder."""
+    origin = adapter.origin
+    if origin.repo_id is None:
+        return f"./{adapter.name}"
+    return f"{origin.repo_id}@{origin.commit}" + (f":{origin.subfolder}" if origin.subfolder else "")
 
 
 def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:

@@ -18,11 +18,11 @@ findings frontmatter
 adapter recipe parallel staging
 gram
 clustering elementwise spectra formats hub bases
-coordinates scores
+coordinates scores materialize
 methods
 compat licenses extras
-advise composite sources
-proof plots card
+advise composite sources base_weights
+proof plots card conversion
 provenance publish
 pipeline
 evaluate

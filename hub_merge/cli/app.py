@@ -13,7 +13,7 @@ from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
-    from hub_merge.recipe import Recipe
+    from hub_merge.recipe import Conversion, Recipe
 
 __all__ = ["cli", "main"]
 
@@ -265,6 +265,22 @@ def advise(
     metavar="POLICY",
     help="Heads, biases and token rows: refuse, keep:NAME of an adapter, average, or drop.  [default: refuse]",
 )
+@click.option("--materialize", is_flag=True, help="Form DoRA deltas from the base's weights, with a stated error.")
+@click.option(
+    "--base-weights", metavar="FOLDER_OR_REPO", help="Where those weights are.  [default: the base that is stated]"
+)
+@click.option(
+    "--materialize-rank",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Rank of a DoRA adapter's new factors.  [default: four times its rank]",
+)
+@click.option(
+    "--initial",
+    multiple=True,
+    metavar="ADAPTER=REFERENCE",
+    help="A PiSSA, OLoRA, CorDA or LoRA-GA adapter as it was before training; may be repeated.",
+)
 @click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
 @click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
 @token_option
@@ -302,7 +318,7 @@ def _recipe_path(adapters: tuple[str, ...], asked: dict[str, Any]) -> Path | Non
     if adapters[0] != str(paths[0]) or len(paths) > 1:
         raise click.UsageError("Name one recipe, first; only folders of its local adapters may follow.")
     options = {param.name: param.opts[-1] for param in click.get_current_context().command.params}
-    if given := [options[name] for name, value in asked.items() if value not in (None, ())]:
+    if given := [options[name] for name, value in asked.items() if value not in (None, (), False)]:
         raise click.UsageError(f"{paths[0]} says it all: leave out {', '.join(given)}, or edit the recipe.")
     if not paths[0].is_file():
         raise click.UsageError(f"There is no recipe {paths[0]}.")
@@ -333,6 +349,7 @@ def _recipe(
     base: str | None,
     allow: tuple[str, ...],
     extras: str | None,
+    **conversion: Any,
 ) -> Recipe:
     from hub_merge.recipe import Recipe, Source
 
@@ -341,9 +358,10 @@ def _recipe(
     if wrong := [option for option in options if "=" not in option]:
         raise click.BadParameter(f"{wrong[0]!r} is not NAME=VALUE.", param_hint="--option")
     numbers = _numbers(weights, adapters) or [1.0] * len(adapters)
+    conversions = _conversions(adapters, **conversion)
     return Recipe(
         merge_method=method or "sum",
-        models=tuple(Source(model, weight) for model, weight in zip(adapters, numbers, strict=True)),
+        models=tuple(map(Source, adapters, numbers, conversions)),
         base_model=base,
         rank=rank,
         options=dict(option.split("=", 1) for option in options),
@@ -352,6 +370,32 @@ def _recipe(
         allow=allow,
         extras=extras or "refuse",
     )
+
+
+def _conversions(
+    adapters: tuple[str, ...],
+    *,
+    materialize: bool,
+    base_weights: str | None,
+    materialize_rank: int | None,
+    initial: tuple[str, ...],
+) -> list[Conversion | None]:
+    """Return how each adapter is made plain if it has to be."""
+    from hub_merge.recipe import STATED, Conversion
+
+    if not materialize and (base_weights or materialize_rank):
+        raise click.UsageError("--base-weights and --materialize-rank say how to --materialize: add that too.")
+    plain = Conversion(base_weights=base_weights or STATED, rank=materialize_rank) if materialize else None
+    conversions = [plain] * len(adapters)
+    for entry in initial:
+        name, _, reference = entry.partition("=")
+        places = [place for place, adapter in enumerate(adapters) if name in (adapter, Path(adapter).name)]
+        if len(places) != 1 or not reference:
+            raise click.BadParameter(
+                f"{entry!r} is not ADAPTER=REFERENCE with one of the adapters to merge.", param_hint="--initial"
+            )
+        conversions[places[0]] = Conversion(initial=reference)
+    return conversions
 
 
 @cli.command(examples=["verify someone/math-medicine", "verify ./math-medicine ./math ./medicine"])

@@ -28,7 +28,10 @@ HARMLESS_FIELDS = frozenset(
 """Fields that either do not change the delta or are judged elsewhere in this file."""
 
 VARIANT_FIELDS: Mapping[str, tuple[str, str]] = {
-    "use_dora": ("dora", "DoRA rescales the whole weight by a trained magnitude, which needs the base model"),
+    "use_dora": (
+        "dora",
+        "DoRA rescales the whole weight by a trained magnitude, which takes the base's weights: --materialize",
+    ),
     "use_qalora": ("qalora", "QALoRA pools the inputs, so its A is not the A of a plain product"),
     "lora_bias": ("lora_bias", "a trained bias belongs to B, which a product B @ A cannot hold"),
     "trainable_token_indices": ("trainable_tokens", "trained token rows are no part of B @ A"),
@@ -44,7 +47,7 @@ VARIANT_FIELDS: Mapping[str, tuple[str, str]] = {
 }
 """Fields that make the delta something else than ``scaling * B @ A``: finding code and reason."""
 
-BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga")
 """Initialisations that subtract the initial product from the base, so the factors fit only that changed base."""
 
 
@@ -178,15 +181,7 @@ def config_findings(config: Mapping[str, Any], note: Callable[..., Finding]) -> 
     for name, (code, reason) in VARIANT_FIELDS.items():
         if config.get(name):
             yield note(code, name, f"{name} is {_brief(config[name])}", f"no {name}: {reason}")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS):
-        yield note(
-            "changed_base",
-            "init_lora_weights",
-            f"init_lora_weights is {_brief(init)}, which changes the base model at the start of training",
-            "factors that fit the published base",
-            "Convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion), then merge.",
-        )
+    yield from _init_findings(config.get("init_lora_weights"), note)
     unknown = sorted(
         key for key, value in config.items() if value and key not in HARMLESS_FIELDS and key not in VARIANT_FIELDS
     )
@@ -198,6 +193,29 @@ def config_findings(config: Mapping[str, Any], note: Callable[..., Finding]) -> 
             "fields of PEFT's LoraConfig up to 0.21",
             "If you know that they do not change the delta, accept them.",
             overrule="--allow unknown_fields",
+        )
+
+
+def _init_findings(init: object, note: Callable[..., Finding]) -> Iterator[Finding]:
+    if not isinstance(init, str):
+        return
+    seen = f"init_lora_weights is {_brief(init)}"
+    if init.lower().startswith(BASE_CHANGING_INITS):
+        yield note(
+            "changed_base",
+            "init_lora_weights",
+            f"{seen}, which takes the initial product out of the base at the start of training",
+            "factors that fit the published base",
+            "Give the adapter as it was saved before training: --initial ADAPTER=REFERENCE. Without it there is no way "
+            "back, except with PEFT where it was trained (save_pretrained, path_initial_model_for_weight_conversion).",
+        )
+    elif init.lower().startswith("loftq"):
+        yield note(
+            "quantised_base",
+            "init_lora_weights",
+            f"{seen}, which quantises the base and starts from factors that only come near to what that took away",
+            "factors that fit the published base",
+            "Use it with its own quantised base; it cannot be converted exactly.",
         )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hub_merge.adapter import Adapter, ExtraSpec, LoraFactors, ModuleKind, ModuleSpec, Origin
+from hub_merge.adapter import Adapter, Array, ExtraSpec, LoraFactors, ModuleKind, ModuleSpec, Origin
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
 from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, parse_config, read_scalings
@@ -36,6 +36,8 @@ FACTOR = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<side>[AB])(?:\.[^.]+)?\.weight|lora_embedding_(?P<embedding_side>[AB])(?:\.[^.]+)?)"
 )
 """``….lora_A.weight``, also with the adapter's name inside, and ``….lora_embedding_A``."""
+
+MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.[^.]+)*")
 
 BASE_COPY = re.compile(r"(?:^|\.)(?:embed_tokens|wte|wpe|lm_head|embed_in|shared)\.base_layer\.")
 """What ``save_embedding_layers`` puts beside factors of an embedding."""
@@ -136,6 +138,19 @@ def _extras(
     return specs, homes
 
 
+def _magnitudes(keys: Iterable[str], store: TensorStore) -> Callable[[str], Array]:
+    """Return what reads the DoRA magnitudes of a module."""
+    found = ((MAGNITUDE.fullmatch(_module_name(key)), key) for key in keys)
+    homes = {match["module"]: key for match, key in found if match}
+
+    def load(module: str) -> Array:
+        if module not in homes:
+            raise AdapterFormatError("The DoRA magnitudes are missing.", remedy="Ask its author to upload it again.")
+        return store.read(homes[module])
+
+    return load
+
+
 def _leftover_findings(keys: Sequence[str], note: Callable[..., Finding]) -> Iterator[Finding]:
     groups: dict[tuple[str, str], list[str]] = {}
     for key in keys:
@@ -207,6 +222,7 @@ def adapter_from_tensors(
         added_tokens=added_tokens or {},
         extras=extras,
         load_extra=lambda extra: store.read(homes[extra]),
+        load_magnitude=_magnitudes(others, store) if config.get("use_dora") else None,
         origin=origin or Origin(),
     )
 
