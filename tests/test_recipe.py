@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub_merge.errors import RecipeError
-from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Recipe, Source, checked_weight, weight_for
+from hub_merge.recipe import SCHEMA_VERSION, Conversion, MergeRecord, Parent, Recipe, Source, checked_weight, weight_for
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -20,10 +20,15 @@ WEIGHTS = st.one_of(NUMBERS, st.dictionaries(TEXT, NUMBERS, min_size=1, max_size
 OPTIONS = st.dictionaries(
     TEXT.filter(lambda name: name != "rank"), st.one_of(st.integers(), NUMBERS, TEXT, st.booleans()), max_size=3
 )
+CONVERSIONS = st.one_of(
+    st.none(),
+    st.builds(Conversion, initial=TEXT),
+    st.builds(Conversion, base_weights=TEXT, rank=st.none() | st.integers(1, 99)),
+)
 RECIPES = st.builds(
     Recipe,
     merge_method=TEXT,
-    models=st.lists(st.builds(Source, TEXT, WEIGHTS), min_size=1, max_size=3).map(tuple),
+    models=st.lists(st.builds(Source, TEXT, WEIGHTS, CONVERSIONS), min_size=1, max_size=3).map(tuple),
     base_model=st.none() | TEXT,
     rank=st.none() | st.integers(1, 512),
     options=OPTIONS,
@@ -57,6 +62,7 @@ PARENTS = st.builds(
     scalings=st.tuples(NUMBERS, NUMBERS),
     modules=st.integers(0, 999),
     task_type=st.none() | TEXT,
+    converted=st.none() | OBJECTS,
 )
 RECORDS = st.builds(
     MergeRecord,

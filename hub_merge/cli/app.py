@@ -265,7 +265,9 @@ def advise(
     metavar="POLICY",
     help="Heads, biases and token rows: refuse, keep:NAME of an adapter, average, or drop.  [default: refuse]",
 )
-@click.option("--materialize", is_flag=True, help="Form DoRA deltas from the base's weights, with a stated error.")
+@click.option(
+    "--materialize", is_flag=True, default=None, help="Form DoRA deltas from the base's weights, with a stated error."
+)
 @click.option(
     "--base-weights", metavar="FOLDER_OR_REPO", help="Where those weights are.  [default: the base that is stated]"
 )
@@ -318,7 +320,7 @@ def _recipe_path(adapters: tuple[str, ...], asked: dict[str, Any]) -> Path | Non
     if adapters[0] != str(paths[0]) or len(paths) > 1:
         raise click.UsageError("Name one recipe, first; only folders of its local adapters may follow.")
     options = {param.name: param.opts[-1] for param in click.get_current_context().command.params}
-    if given := [options[name] for name, value in asked.items() if value not in (None, (), False)]:
+    if given := [options[name] for name, value in asked.items() if value not in (None, ())]:
         raise click.UsageError(f"{paths[0]} says it all: leave out {', '.join(given)}, or edit the recipe.")
     if not paths[0].is_file():
         raise click.UsageError(f"There is no recipe {paths[0]}.")
@@ -375,7 +377,7 @@ def _recipe(
 def _conversions(
     adapters: tuple[str, ...],
     *,
-    materialize: bool,
+    materialize: bool | None,
     base_weights: str | None,
     materialize_rank: int | None,
     initial: tuple[str, ...],
