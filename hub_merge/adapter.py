@@ -32,7 +32,7 @@ __all__ = [
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 Tensor: TypeAlias = NDArray[Any]
-ModuleKind: TypeAlias = Literal["linear", "embedding"]
+ModuleKind: TypeAlias = Literal["linear", "embedding", "expert"]
 ExtraKind: TypeAlias = Literal["weights", "bias", "tokens"]
 
 
@@ -91,7 +91,7 @@ class ModuleSpec:
 
     Attributes:
         name: Dotted name inside the base model.
-        kind: ``linear`` (also GPT-2's Conv1D) or ``embedding``.
+        kind: ``linear`` (also GPT-2's Conv1D), ``embedding``, or ``expert`` (one of a parameter that holds several).
         shape: ``(out, in)`` of the delta; ``(dim, vocabulary)`` for an embedding.
         rank: Rank of the stored factors.
         scaling: Effective multiplier of ``B @ A``.
@@ -177,6 +177,7 @@ class Adapter:
         base_revision: Revision of the base that the adapter states.
         task_type: PEFT task type, such as ``CAUSAL_LM``.
         target_modules: Names that select exactly ``modules`` in the base; suffixes where they are safe.
+        target_parameters: Names of parameters that hold experts, if ``modules`` has any.
         fan_in_fan_out: Whether the adapted layers keep weights as ``(in, out)`` (GPT-2's Conv1D).
         findings: What reading it brought to light.
         has_values: Whether its tensors can be read; ``False`` when only headers were fetched.
@@ -195,6 +196,7 @@ class Adapter:
     base_revision: str | None = None
     task_type: str | None = None
     target_modules: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
     findings: tuple[Finding, ...] = ()
     has_values: bool = True

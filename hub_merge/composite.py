@@ -128,6 +128,7 @@ def compose(
             specs[module] = ModuleSpec(module, found[0].kind, found[0].shape, merged_rank, 1.0, "float32")
     if not specs:
         raise MergeError("Every weight is zero.", remedy="Give at least one adapter a weight.")
+    parameters = _target_parameters(parents, specs)
     written = dtype or widest(spec.dtype for parent in parents for spec in parent.modules.values())
 
     def load(module: str) -> LoraFactors:
@@ -140,6 +141,7 @@ def compose(
         base_model=compatibility.base_model,
         task_type=next((parent.task_type for parent in parents if parent.task_type), None),
         target_modules=_targets(parents, specs, beside),
+        target_parameters=parameters,
         extras=beside.specs,
         load_extra=beside.load,
         fan_in_fan_out=any(parent.fan_in_fan_out for parent in parents),
@@ -166,8 +168,25 @@ def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec], beside
     dropped = any(module not in specs for parent in parents for module in parent.modules)
     replaced = {spec.name.rpartition(".")[0] for spec in beside.specs.values() if spec.kind == "weights"}
     if dropped or any(covered(module, targets) for module in replaced):
-        return tuple(specs)
+        return tuple(module for module, spec in specs.items() if spec.kind != "expert")
     return tuple(targets)
+
+
+def _target_parameters(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec]) -> tuple[str, ...]:
+    """Return the parameters that hold experts, if any expert is adapted.
+
+    Raises:
+        MergeError: Weights by module leave out some experts, whereas PEFT adapts all of a parameter or none.
+    """
+    experts = {name for parent in parents for name, spec in parent.modules.items() if spec.kind == "expert"}
+    if experts.isdisjoint(specs):
+        return ()
+    if lost := sorted(experts - specs.keys()):
+        raise MergeError(
+            f"The weights leave out {lost[0]}; PEFT adapts all experts of target_parameters or none.",
+            remedy="Give every expert a weight that is not zero.",
+        )
+    return next(parent.target_parameters for parent in parents if parent.target_parameters)
 
 
 def _generator(seed: int, module: str) -> np.random.Generator:

@@ -19,7 +19,7 @@ import safetensors
 
 from hub_merge.adapter import Adapter, Array, LoraFactors, Tensor
 from hub_merge.composite import Composite
-from hub_merge.formats.peft import EXTRAS_FLAG, covered, extra_fields, parse_config
+from hub_merge.formats.peft import EXTRAS_FLAG, covered, extra_fields, parse_config, stored_units
 from hub_merge.gram import (
     Float64,
     Parts,
@@ -226,7 +226,8 @@ def _structure_checks(folder: Path, written: Adapter, asked: Composite) -> tuple
     ]
     targets = config.get("target_modules")
     listed = targets if isinstance(targets, list) else []
-    untargeted = [module for module in written.modules if not covered(module, listed)]
+    plain = [module for module, spec in written.modules.items() if spec.kind != "expert"]
+    untargeted = [module for module in plain if not covered(module, listed)]
     findings = [
         finding.describe()
         for finding in written.findings
@@ -234,7 +235,7 @@ def _structure_checks(folder: Path, written: Adapter, asked: Composite) -> tuple
     ]
     problems = [*_config_problems(config, asked), *findings]
     return (
-        _parser_check(folder / WEIGHTS_FILE, 2 * len(asked.modules) + len(asked.extras)),
+        _parser_check(folder / WEIGHTS_FILE, 2 * len(stored_units(asked)) + len(asked.extras)),
         Check("modules", not (missing or extra), _listed(("missing", missing), ("unexpected", extra))),
         Check("shapes", not shapes, _listed(("of another shape", shapes))),
         Check("config", not problems, "; ".join(problems) or "one rank, alpha equals rank, no variant"),
@@ -269,6 +270,7 @@ def _config_problems(config: Mapping[str, Any], asked: Composite) -> Iterator[st
         "lora_alpha": config.get("r"),
         "fan_in_fan_out": asked.fan_in_fan_out,
         "base_model_name_or_path": asked.base_model,
+        "target_parameters": sorted(asked.target_parameters) or None,
         **extra_fields(asked),
     }
     for field, value in wanted.items():

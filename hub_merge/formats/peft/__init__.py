@@ -11,7 +11,7 @@ from hub_merge.formats.peft.extras import EXTRAS_FLAG, extra_fields, extra_key
 from hub_merge.formats.peft.files import adapter_files, weight_files
 from hub_merge.formats.peft.reading import adapter_from_headers, adapter_from_tensors, open_folder
 from hub_merge.formats.peft.targets import covered
-from hub_merge.formats.peft.writing import write_portable
+from hub_merge.formats.peft.writing import stored_units, write_portable
 
 __all__ = [
     "EXTRAS_FLAG",
@@ -24,6 +24,7 @@ __all__ = [
     "extra_key",
     "open_folder",
     "parse_config",
+    "stored_units",
     "weight_files",
     "write_portable",
 ]

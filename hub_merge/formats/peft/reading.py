@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hub_merge.adapter import Adapter, Array, ExtraSpec, LoraFactors, ModuleKind, ModuleSpec, Origin
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
-from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, parse_config, read_scalings
+from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, brief, config_findings, parse_config, read_scalings
+from hub_merge.formats.peft.experts import (
+    expert,
+    expert_name,
+    expert_number,
+    of_parameters,
+    path_of,
+    target_parameters,
+)
 from hub_merge.formats.peft.extras import extra_findings, read_extra
 from hub_merge.formats.peft.files import adapter_files
 from hub_merge.formats.peft.targets import safe_targets, target_findings
@@ -26,6 +35,7 @@ from hub_merge.formats.tensors import (
     widest,
 )
 from hub_merge.layout import CONFIG_FILE
+from hub_merge.parallel import default_workers
 
 __all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder"]
 
@@ -105,6 +115,8 @@ def _spec(
             "factor_shape", module, f"A {list(a.shape)} and B {list(b.shape)}", "A [rank, in] and B [out, rank]"
         )
     rank, scaling = scalings.resolve(module)
+    if pair.kind == "expert" and a.shape[0] % rank == 0:
+        a, b = replace(a, shape=(rank, a.shape[1])), replace(b, shape=(b.shape[0], rank))
     if rank != a.shape[0]:
         return note(
             "rank_mismatch",
@@ -115,6 +127,32 @@ def _spec(
         )
     dtype = a.dtype if a.dtype == b.dtype else widest((a.dtype, b.dtype))
     return ModuleSpec(module, pair.kind, (b.shape[0], a.shape[1]), rank, scaling, dtype)
+
+
+def _expert_specs(path: str, spec: ModuleSpec, rows: int) -> dict[str, ModuleSpec]:
+    """Return the modules of the experts whose factors share ``rows`` rows of A."""
+    names = [expert_name(path, number) for number in range(rows // spec.rank)]
+    return {name: replace(spec, name=name) for name in names}
+
+
+def _parameter_findings(
+    config: Mapping[str, Any], pairs: Mapping[str, Pair], note: Callable[..., Finding]
+) -> Iterator[Finding]:
+    """Tell of targeted parameters whose factors are not understood."""
+    targets = config.get("target_parameters")
+    found = [path for path, pair in pairs.items() if pair.kind == "expert"]
+    missing = [target for target in target_parameters(config) if not any(of_parameters(p, [target]) for p in found)]
+    if not targets or (found and not missing and not config.get("rank_pattern") and not config.get("alpha_pattern")):
+        return
+    why = "rank_pattern or alpha_pattern beside it does not say which parameter has which rank"
+    if not found or missing:
+        why = "the file has no factors of them where PEFT 0.21 puts them"
+    yield note(
+        "target_parameters",
+        "target_parameters",
+        f"target_parameters is {brief(targets)}",
+        f"no target_parameters: {why}",
+    )
 
 
 def _extras(
@@ -189,9 +227,17 @@ def adapter_from_tensors(
         return Finding("problem", code, name, where, seen, expected, remedy or "Leave this adapter out.", overrule)
 
     pairs, others = _sort_keys(store.infos)
+    parameters = target_parameters(config)
+    for path, pair in pairs.items():
+        if of_parameters(path, parameters):
+            pair.kind = "expert"
     scalings = read_scalings(config)
     sorted_out = {module: _spec(module, pairs[module], store.infos, scalings, note) for module in sorted(pairs)}
-    specs = {module: spec for module, spec in sorted_out.items() if isinstance(spec, ModuleSpec)}
+    plain = {path: spec for path, spec in sorted_out.items() if isinstance(spec, ModuleSpec) and spec.kind != "expert"}
+    specs = dict(plain)
+    for path, spec in sorted_out.items():
+        if isinstance(spec, ModuleSpec) and spec.kind == "expert":
+            specs |= _expert_specs(path, spec, store.infos[pairs[path].keys["A"]].shape[0])
     extras, homes = _extras(others, store.infos, config)
     known = {"trainable_token_indices"} if any(spec.kind == "tokens" for spec in extras.values()) else set()
     findings = [
@@ -199,14 +245,24 @@ def adapter_from_tensors(
         *(spec for spec in sorted_out.values() if isinstance(spec, Finding)),
         *extra_findings({homes[extra]: spec for extra, spec in extras.items()}, note),
         *_leftover_findings([key for key in others if key not in homes.values()], note),
-        *target_findings(config, scalings, specs, name),
+        *_parameter_findings(config, pairs, note),
+        *target_findings(config, scalings, plain, name),
     ]
     if not pairs:
         findings.append(note("no_factors", "", "the file holds no LoRA factors", "lora_A and lora_B tensors"))
 
+    @lru_cache(maxsize=2 * default_workers())  # the experts of a parameter follow each other
+    def stored(path: str) -> tuple[Array, Array]:
+        keys = pairs[path].keys
+        return store.read(keys["A"]), store.read(keys["B"])
+
     def load(module: str) -> LoraFactors:
-        keys = pairs[module].keys
-        return LoraFactors(store.read(keys["A"]), store.read(keys["B"]), specs[module].scaling)
+        spec = specs[module]
+        if spec.kind != "expert":
+            keys = pairs[module].keys
+            return LoraFactors(store.read(keys["A"]), store.read(keys["B"]), spec.scaling)
+        A, B = expert(*stored(path_of(spec)), expert_number(spec), spec.rank)
+        return LoraFactors(A, B, spec.scaling)
 
     return Adapter(
         name=name,
@@ -215,7 +271,8 @@ def adapter_from_tensors(
         base_model=_text(config.get("base_model_name_or_path")) or None,
         base_revision=_text(config.get("revision")),
         task_type=_text(config.get("task_type")),
-        target_modules=safe_targets(config, specs),
+        target_modules=safe_targets(config, plain),
+        target_parameters=parameters,
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         findings=tuple(findings),
         has_values=store.has_values,

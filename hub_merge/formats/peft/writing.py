@@ -11,12 +11,13 @@ import numpy as np
 
 from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleKind, Tensor
 from hub_merge.errors import ProofFailed
+from hub_merge.formats.peft.experts import expert_number, joined, path_of
 from hub_merge.formats.peft.extras import extra_fields, extra_key
 from hub_merge.formats.tensors import dtype_named, is_finite, safetensors_writer
 from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
 from hub_merge.parallel import map_modules
 
-__all__ = ["write_portable"]
+__all__ = ["stored_units", "write_portable"]
 
 PREFIX = "base_model.model."
 
@@ -43,23 +44,27 @@ def write_portable(
     config = _portable_config(adapter, base_model, rank)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     infos: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for module, spec in adapter.modules.items():
+    units = stored_units(adapter)
+    for path, modules in units.items():
+        spec = adapter.modules[modules[0]]
         out_features, in_features = spec.shape
-        a_key, b_key = _factor_keys(module, spec.kind)
-        infos[a_key] = (dtype, (rank, in_features))
-        infos[b_key] = (dtype, (out_features, rank))
+        a_key, b_key = _factor_keys(path, spec.kind)
+        infos[a_key] = (dtype, (rank * len(modules), in_features))
+        infos[b_key] = (dtype, (out_features, rank * len(modules)))
     extra_keys = {name: PREFIX + extra_key(spec, adapter) for name, spec in adapter.extras.items()}
     infos |= {extra_keys[name]: (spec.dtype, spec.shape) for name, spec in adapter.extras.items()}
 
-    def prepare(module: str) -> tuple[str, Tensor, Tensor]:
-        return module, *_prepared(module, adapter.factors(module), rank, dtype)
+    def prepare(path: str) -> tuple[str, Tensor, Tensor]:
+        factors = [_prepared(module, adapter.factors(module), rank, dtype) for module in units[path]]
+        return path, *(joined(factors) if len(factors) > 1 else factors[0])
 
     with safetensors_writer(folder / WEIGHTS_FILE, infos) as writer:
-        for module, A, B in map_modules(prepare, adapter.modules):
-            a_key, b_key = _factor_keys(module, adapter.modules[module].kind)
+        for path, A, B in map_modules(prepare, units):
+            a_key, b_key = _factor_keys(path, adapter.modules[units[path][0]].kind)
             writer.write(a_key, A)
             writer.write(b_key, B)
-            progress(module)
+            for module in units[path]:
+                progress(module)
         for name, key in extra_keys.items():
             writer.write(key, _finite_extra(name, adapter.load_extra(name)))
 
@@ -68,6 +73,16 @@ def _finite_extra(name: str, tensor: Tensor) -> Tensor:
     if np.issubdtype(tensor.dtype, np.integer) or tensor.dtype == np.bool_ or is_finite(tensor):
         return tensor
     raise ProofFailed(f"{name} holds NaN or infinity.", remedy="Leave it out with --extras drop.")
+
+
+def stored_units(adapter: Adapter) -> dict[str, list[str]]:
+    """Return the modules whose factors share two tensors in a file, by their path: one module, or a layer's experts."""
+    units: dict[str, list[str]] = {}
+    for module, spec in adapter.modules.items():
+        units.setdefault(path_of(spec), []).append(module)
+    for modules in units.values():
+        modules.sort(key=lambda module: expert_number(adapter.modules[module]))
+    return units
 
 
 def _factor_keys(module: str, kind: ModuleKind) -> tuple[str, str]:
@@ -108,6 +123,7 @@ def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dic
         "lora_alpha": rank,
         "lora_dropout": 0.0,
         "target_modules": sorted(adapter.target_modules),
+        **({"target_parameters": sorted(adapter.target_parameters)} if adapter.target_parameters else {}),
         "fan_in_fan_out": adapter.fan_in_fan_out,
         "bias": "none",
         "modules_to_save": None,
