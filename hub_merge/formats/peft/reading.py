@@ -251,18 +251,18 @@ def adapter_from_tensors(
     if not pairs:
         findings.append(note("no_factors", "", "the file holds no LoRA factors", "lora_A and lora_B tensors"))
 
-    @lru_cache(maxsize=2 * default_workers())  # the experts of a parameter follow each other
-    def stored(path: str) -> tuple[Array, Array]:
+    def read(path: str) -> tuple[Array, Array]:
         keys = pairs[path].keys
         return store.read(keys["A"]), store.read(keys["B"])
+
+    read_experts = lru_cache(maxsize=2 * default_workers())(read)  # those of one parameter follow each other
 
     def load(module: str) -> LoraFactors:
         spec = specs[module]
         if spec.kind != "expert":
-            keys = pairs[module].keys
-            return LoraFactors(store.read(keys["A"]), store.read(keys["B"]), spec.scaling)
-        A, B = expert(*stored(path_of(spec)), expert_number(spec), spec.rank)
-        return LoraFactors(A, B, spec.scaling)
+            return LoraFactors(*read(module), spec.scaling)
+        A, B = read_experts(path_of(spec))
+        return LoraFactors(*expert(A, B, expert_number(spec), spec.rank), spec.scaling)
 
     return Adapter(
         name=name,
