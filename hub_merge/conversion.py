@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +31,21 @@ Place = Callable[[str], str | Path]
 
 
 def converted(
-    adapter: Adapter, conversion: Conversion | None, *, hub: Hub, place: Place = lambda text: text
+    adapter: Adapter,
+    conversion: Conversion | None,
+    *,
+    hub: Hub,
+    place: Place,
+    progress: Callable[[str, int, int], None],
 ) -> Adapter:
     """Return ``adapter`` as ``conversion`` says; one that is no DoRA adapter needs no base weights.
+
+    Args:
+        adapter: What to convert.
+        conversion: How; ``None`` leaves it as it is.
+        hub: Client to read with.
+        place: Finds what the conversion refers to.
+        progress: Told of each module that is materialised.
 
     Raises:
         HubMergeError: The initial adapter or the base cannot be had, or does not belong to the adapter.
@@ -41,7 +54,14 @@ def converted(
         return adapter
     if conversion.initial is not None:
         return without_initial(adapter, open_adapter(place(conversion.initial), hub=hub))
-    return materialized(adapter, place(conversion.base_weights or STATED), rank=conversion.rank, hub=hub)
+    done = count(1)
+    return materialized(
+        adapter,
+        place(conversion.base_weights or STATED),
+        rank=conversion.rank,
+        hub=hub,
+        progress=lambda module: progress("materialize", next(done), len(adapter.modules)),
+    )
 
 
 def conversion_of(data: Mapping[str, Any] | None) -> Conversion | None:
@@ -56,7 +76,14 @@ def conversion_of(data: Mapping[str, Any] | None) -> Conversion | None:
 # --- DoRA -------------------------------------------------------------------------------------------------------------
 
 
-def materialized(adapter: Adapter, base_weights: str | Path = STATED, *, rank: int | None = None, hub: Hub) -> Adapter:
+def materialized(
+    adapter: Adapter,
+    base_weights: str | Path = STATED,
+    *,
+    rank: int | None = None,
+    hub: Hub,
+    progress: Callable[[str], None] = lambda module: None,
+) -> Adapter:
     """Return a DoRA adapter as plain factors; only the weights that it adapts are read, one module at a time.
 
     Args:
@@ -64,6 +91,7 @@ def materialized(adapter: Adapter, base_weights: str | Path = STATED, *, rank: i
         base_weights: Folder or Hub reference of the base; ``base`` takes the one the adapter states.
         rank: Rank of the factors; four times the adapter's by default.
         hub: Client to read with.
+        progress: Called with each module's name when it is done.
 
     Raises:
         MergeError: The adapter states no base of the Hub, and none was given.
@@ -76,7 +104,7 @@ def materialized(adapter: Adapter, base_weights: str | Path = STATED, *, rank: i
     def weight(module: str) -> Array:
         return base.weight(adapter.modules[module], fan_in_fan_out=adapter.fan_in_fan_out)
 
-    plain = materialize(adapter, weight, rank)
+    plain = materialize(adapter, weight, rank, progress)
     told = {**(plain.converted or {}), "base_weights": base.label}
     worst = max(told["errors"], key=told["errors"].__getitem__)
     seen = (

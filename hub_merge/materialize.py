@@ -164,8 +164,8 @@ def default_rank(adapter: Adapter) -> int:
 def materialize(
     adapter: Adapter,
     weight: Callable[[str], Array],
-    rank: int | None = None,
-    progress: Callable[[str], None] = lambda module: None,
+    rank: int | None,
+    progress: Callable[[str], None],
 ) -> Adapter:
     """Return a DoRA adapter as a plain LoRA adapter, whose factors are computed here and now.
 

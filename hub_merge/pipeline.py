@@ -194,7 +194,7 @@ def run(
     _require_choices(recipe.rank, recipe.dtype, recipe.seed)
     checked_policy(recipe.extras)
     adapters = _open_all(_references(recipe, folder, parents), hub, progress)
-    adapters = _converted(recipe, adapters, hub, _finder(parents, folder))
+    adapters = _converted(recipe, adapters, hub, _finder(parents, folder), progress)
     return _carry_out(recipe, adapters, canonical=follow_renames(hub))
 
 
@@ -204,10 +204,12 @@ def _finder(parents: Sequence[str | Path], folder: Path = Path()) -> Place:
     return lambda text: given.get(Path(text).name, folder / text) if text.startswith(".") else text
 
 
-def _converted(recipe: Recipe, adapters: Sequence[Adapter], hub: Hub, place: Place) -> list[Adapter]:
+def _converted(
+    recipe: Recipe, adapters: Sequence[Adapter], hub: Hub, place: Place, progress: Progress
+) -> list[Adapter]:
     """Return the adapters made plain where the recipe says so."""
     return [
-        converted(adapter, source.convert, hub=hub, place=place)
+        converted(adapter, source.convert, hub=hub, place=place, progress=progress)
         for adapter, source in zip(adapters, recipe.models, strict=True)
     ]
 
@@ -392,7 +394,7 @@ def verify(
     require_files(written, record.output["files"], str(reference))
     local = [open_adapter(Path(parent), hub=hub) for parent in parents if (Path(parent) / CONFIG_FILE).is_file()]
     found = [reopen(parent, local, hub) for parent in record.parents]
-    adapters = _converted(record.recipe, found, hub, _finder(parents))
+    adapters = _converted(record.recipe, found, hub, _finder(parents), progress)
     asked = _carry_out(record.recipe, adapters)
     return prove(folder, written, asked, _counter("prove", len(asked.modules), progress))
 

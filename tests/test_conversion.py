@@ -144,9 +144,9 @@ def test_a_weight_with_a_row_of_zeros_and_magnitudes_of_another_length_are_refus
 def test_an_adapter_without_magnitudes_cannot_be_materialised(rng: np.random.Generator) -> None:
     tensors = peft_tensors(rng, {"h.c_attn": 2})
     with pytest.raises(UnsupportedAdapter, match="it is no DoRA adapter"):
-        materialize(made(tensors), lambda module: np.ones((6, 5)))
+        materialize(made(tensors), lambda module: np.ones((6, 5)), None, print)
     with pytest.raises(AdapterFormatError, match=r"it, h\.c_attn: The DoRA magnitudes are missing"):
-        materialize(made(tensors, use_dora=True), lambda module: np.ones((6, 5)))
+        materialize(made(tensors, use_dora=True), lambda module: np.ones((6, 5)), None, print)
 
 
 # --- base weights -----------------------------------------------------------------------------------------------------
@@ -471,7 +471,9 @@ def test_a_merge_materialises_proves_and_verifies_from_its_recipe(tmp_path: Path
     saved_base(base, tmp_path / "base")
     conversion = Conversion(base_weights="./base", rank=6)
     recipe = Recipe("sum", (Source("./dora", 1.0, conversion), Source("./plain", 0.5, conversion)))
-    composite = run(recipe, hub=NO_HUB, folder=tmp_path)
+    told: list[tuple[str, int, int]] = []
+    composite = run(recipe, hub=NO_HUB, folder=tmp_path, progress=lambda *step: told.append(step))
+    assert [step for step in told if step[0] == "materialize"] == [("materialize", 1, 2), ("materialize", 2, 2)]
     save(composite, tmp_path / "out")
     record = read_record(tmp_path / "out")
     assert [source.convert for source in record.recipe.models] == [conversion, None]
