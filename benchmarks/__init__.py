@@ -1,1 +1,1 @@
-"""Whole-process comparisons with PEFT; ``make bench`` runs them."""
+"""Comparisons that the project rests on: ``make bench`` those with PEFT, ``clustering`` the one behind a default."""

@@ -1,78 +1,42 @@
-"""Compare merges of three rank-4 GPT-2 adapters with PEFT's and write ``results/gpt2.md``."""
+"""Measure what merging costs, beside PEFT, and write tables and a picture to ``benchmarks/results``."""
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
+import argparse
 import tempfile
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.adapters import GPT2, build
-from benchmarks.processes import Cost, interleaved
+from benchmarks.parts import PARTS, Workshop
+from benchmarks.picture import draw
+from benchmarks.report import Measured, read, render
 
 RESULTS = Path(__file__).resolve().parent / "results"
-RUNS = 5
+REPORT, PICTURE = "README.md", "costs.png"
 
 
 def main() -> None:
-    """Measure and write the table."""
-    with tempfile.TemporaryDirectory() as root:
-        adapters = [str(build(GPT2, Path(root) / f"adapter_{seed}", seed)) for seed in range(3)]
-
-        def ours(*options: str) -> Callable[[int], Sequence[str]]:
-            name = "-".join(options).replace("-", "")
-            return lambda turn: [
-                *(sys.executable, "-m", "hub_merge", "merge", *adapters, *options, "--quiet"),
-                *("-o", f"{root}/ours-{name}-{turn}"),
-            ]
-
-        def peft(kind: str) -> Callable[[int], Sequence[str]]:
-            return lambda turn: [
-                *(sys.executable, "-m", "benchmarks.peft_merge", kind, f"{root}/peft-{kind}-{turn}", *adapters)
-            ]
-
-        costs = interleaved(
-            {
-                "hub-merge sum": ours(),
-                "PEFT cat": peft("cat"),
-                "hub-merge svd": ours("--method", "svd", "--rank", "4"),
-                "PEFT svd (reduced)": peft("svd"),
-                "hub-merge lego": ours("--method", "lego", "--rank", "4"),
-            },
-            RUNS,
-        )
-    report = _report(costs)
-    (RESULTS / "gpt2.md").write_text(report, encoding="utf-8")
-    print(report)
+    """Measure the parts that are asked for; the report has the earlier figures of the others."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--runs", type=int, default=5, help="turns that count (default: %(default)s)")
+    asked = parser.parse_args()
+    if unknown := set(asked.parts) - PARTS.keys():
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
+    RESULTS.mkdir(exist_ok=True)
+    for part in asked.parts or PARTS:
+        print(f"{part} …", flush=True)
+        with tempfile.TemporaryDirectory() as root:
+            measured = Measured.now(asked.runs, PARTS[part](Workshop(Path(root), asked.runs)))
+        measured.write(RESULTS / f"{part}.json")
+        write_report(RESULTS)
+    print((RESULTS / REPORT).read_text(encoding="utf-8"))
 
 
-def _report(costs: dict[str, Cost]) -> str:
-    rows = "\n".join(f"| {name} | {c.cpu:.2f} | {c.wall:.2f} | {c.memory:.0f} |" for name, c in costs.items())
-    ratios = [
-        f"- {kind}: PEFT takes {costs[theirs].cpu / costs[ours].cpu:.1f} times the CPU time "
-        f"and {costs[theirs].memory / costs[ours].memory:.1f} times the memory."
-        for kind, ours, theirs in (
-            ("sum against cat", "hub-merge sum", "PEFT cat"),
-            ("svd at rank 4", "hub-merge svd", "PEFT svd (reduced)"),
-        )
-    ]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("hub-merge", "numpy", "peft", "torch", "transformers"))
-    return f"""# Three rank-4 adapters of GPT-2 shapes
-
-Whole processes with one thread each, start-up, reading and writing included; ours also check, score, prove and write
-the card. Medians of {RUNS} interleaved runs after one that is not counted.
-
-| process | CPU s | wall s | peak MB |
-|---|---|---|---|
-{rows}
-
-{chr(10).join(ratios)}
-
-{versions}; Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores.
-"""
+def write_report(folder: Path) -> None:
+    """Write the report on all parts whose figures are in ``folder``."""
+    parts = read(folder)
+    draw(parts, folder / PICTURE)
+    (folder / REPORT).write_text(render(parts, PICTURE), encoding="utf-8")
 
 
 if __name__ == "__main__":

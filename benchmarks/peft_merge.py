@@ -1,29 +1,47 @@
-"""One PEFT merge as a process of its own: ``python -m benchmarks.peft_merge TYPE OUTPUT ADAPTER...``."""
+"""One PEFT merge as a process of its own; see ``--help``."""
 
 from __future__ import annotations
 
-import sys
+import argparse
+import json
 
 import torch
 from peft import PeftModel
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from benchmarks.processes import stopwatch
 
 
-def main(combination: str, output: str, *adapters: str) -> None:
-    """Load the adapters on a GPT-2 without trained weights, merge them, and save the result."""
+def main() -> None:
+    """Load the adapters on a base without trained weights, merge them, save the result, and print what merging took."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("combination", metavar="TYPE", help="combination_type of add_weighted_adapter")
+    parser.add_argument("base", type=json.loads, help="config of the base model as JSON")
+    parser.add_argument("output")
+    parser.add_argument("adapters", nargs="+")
+    parser.add_argument("--settings", type=json.loads, default={}, help="arguments of add_weighted_adapter as JSON")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
+    names = [f"adapter_{number}" for number in range(len(asked.adapters))]
+    model = PeftModel.from_pretrained(_untouched(**asked.base), asked.adapters[0], adapter_name=names[0])
+    for name, adapter in zip(names[1:], asked.adapters[1:], strict=True):
+        model.load_adapter(adapter, adapter_name=name)
+    with stopwatch() as took:
+        model.add_weighted_adapter(
+            names, [1.0] * len(names), "merged", combination_type=asked.combination, **asked.settings
+        )
+    model.save_pretrained(asked.output, selected_adapters=["merged"])
+    print(json.dumps(took))
+
+
+def _untouched(model_type: str, dtype: str, **config: object) -> PreTrainedModel:
+    """Return a model whose weights are reserved, but neither read nor written, so that they take no memory."""
     with torch.device("meta"):
-        model = GPT2LMHeadModel(GPT2Config())
-    model = model.to_empty(device="cpu")
-    model = PeftModel.from_pretrained(model, adapters[0], adapter_name="adapter_0")
-    names = ["adapter_0"]
-    for number, adapter in enumerate(adapters[1:], start=1):
-        names.append(f"adapter_{number}")
-        model.load_adapter(adapter, adapter_name=names[-1])
-    settings = {"svd_rank": 4, "svd_full_matrices": False} if combination == "svd" else {}
-    model.add_weighted_adapter(names, [1.0] * len(names), "merged", combination_type=combination, **settings)
-    model.save_pretrained(output, selected_adapters=["merged"])
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(model_type, **config), dtype=getattr(torch, dtype)
+        )
+    return model.to_empty(device="cpu")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

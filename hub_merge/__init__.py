@@ -8,10 +8,12 @@ if TYPE_CHECKING:
     from hub_merge.compat import Compatibility, check
     from hub_merge.composite import Composite
     from hub_merge.errors import HubMergeError, IncompatibleAdapters
+    from hub_merge.extraction import Extraction, extract
     from hub_merge.findings import Finding, Report
+    from hub_merge.fusion import FusionRecord, fuse
     from hub_merge.hub import Hub
     from hub_merge.methods import list_methods, merge_method
-    from hub_merge.pipeline import merge, run, verify
+    from hub_merge.pipeline import compress, merge, run, verify
     from hub_merge.recipe import MergeRecord, Recipe
     from hub_merge.scores import Scores, score
 
@@ -19,7 +21,9 @@ __all__ = [
     "Adapter",
     "Compatibility",
     "Composite",
+    "Extraction",
     "Finding",
+    "FusionRecord",
     "Hub",
     "HubMergeError",
     "IncompatibleAdapters",
@@ -29,6 +33,9 @@ __all__ = [
     "Report",
     "Scores",
     "check",
+    "compress",
+    "extract",
+    "fuse",
     "list_methods",
     "merge",
     "merge_method",
@@ -42,7 +49,9 @@ _HOME = {
     "Adapter": "adapter",
     "Compatibility": "compat",
     "Composite": "composite",
+    "Extraction": "extraction",
     "Finding": "findings",
+    "FusionRecord": "fusion",
     "Hub": "hub",
     "HubMergeError": "errors",
     "IncompatibleAdapters": "errors",
@@ -52,6 +61,9 @@ _HOME = {
     "Report": "findings",
     "Scores": "scores",
     "check": "compat",
+    "compress": "pipeline",
+    "extract": "extraction",
+    "fuse": "fusion",
     "list_methods": "methods",
     "merge": "pipeline",
     "merge_method": "methods",

@@ -32,7 +32,7 @@ __all__ = [
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 Tensor: TypeAlias = NDArray[Any]
-ModuleKind: TypeAlias = Literal["linear", "embedding", "expert"]
+ModuleKind: TypeAlias = Literal["linear", "embedding", "conv", "expert"]
 ExtraKind: TypeAlias = Literal["weights", "bias", "tokens"]
 
 
@@ -90,12 +90,16 @@ class ModuleSpec:
     """What the headers and the config say of one adapted module, without its numbers.
 
     Attributes:
-        name: Dotted name inside the base model.
-        kind: ``linear`` (also GPT-2's Conv1D), ``embedding``, or ``expert`` (one of a parameter that holds several).
-        shape: ``(out, in)`` of the delta; ``(dim, vocabulary)`` for an embedding.
+        name: Dotted name inside the base model, with the component before it where there is one.
+        kind: ``linear`` (also GPT-2's Conv1D), ``embedding``, ``conv``, or ``expert`` (one of a parameter that holds
+            several).
+        shape: ``(out, in)`` of the delta; ``(dim, vocabulary)`` for an embedding, ``(out, in * kernel size)`` for a
+            convolution, whose A is stored flattened: ``(rank, in, *kernel)`` as ``(rank, in * kernel size)``.
         rank: Rank of the stored factors.
         scaling: Effective multiplier of ``B @ A``.
         dtype: Name of the stored dtype, the wider one if A and B differ.
+        kernel: Kernel of a convolution, such as ``(3, 3)``; empty for other kinds.
+        component: Model of a pipeline that the module belongs to, such as ``unet``; empty for a model of its own.
     """
 
     name: str
@@ -104,6 +108,13 @@ class ModuleSpec:
     rank: int
     scaling: float
     dtype: str
+    kernel: tuple[int, ...] = ()
+    component: str = ""
+
+    @property
+    def local_name(self) -> str:
+        """Name inside its component."""
+        return self.name.removeprefix(f"{self.component}.") if self.component else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +165,8 @@ class Origin:
         gated: Whether access has to be requested.
         private: Whether the repository is private.
         folder: Local folder that holds the files; never written to any output.
+        file: Name of the one file of the folder that was asked for; empty if the folder says enough.
+        files: Names of the files in ``folder`` that it was read from.
     """
 
     repo_id: str | None = None
@@ -164,6 +177,8 @@ class Origin:
     gated: bool = False
     private: bool = False
     folder: Path | None = None
+    file: str = ""
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -180,8 +195,10 @@ class Adapter:
         target_parameters: Names of parameters that hold experts, if ``modules`` has any.
         fan_in_fan_out: Whether the adapted layers keep weights as ``(in, out)`` (GPT-2's Conv1D).
         findings: What reading it brought to light.
+        format: Format of its files: ``peft``, ``kohya``, ``diffusers``, ``mlx`` or ``gguf``.
         has_values: Whether its tensors can be read; ``False`` when only headers were fetched.
         added_tokens: Tokens beyond the base vocabulary, by id, as far as the files tell.
+        vocabulary: Number of tokens that embeddings or head have rows for, as far as the files tell.
         extras: Trained tensors beside the factors, by name.
         load_extra: Reads one of them.
         load_magnitude: Reads the DoRA magnitudes of a module, ``(out,)``; ``None`` if it is no DoRA adapter.
@@ -199,8 +216,10 @@ class Adapter:
     target_parameters: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
     findings: tuple[Finding, ...] = ()
+    format: str = "peft"
     has_values: bool = True
     added_tokens: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
+    vocabulary: int | None = None
     extras: Mapping[str, ExtraSpec] = field(default_factory=lambda: MappingProxyType({}))
     load_extra: Callable[[str], Tensor] = field(default=_no_extra, repr=False)
     load_magnitude: Callable[[str], Array] | None = field(default=None, repr=False)
@@ -216,28 +235,30 @@ class Adapter:
         subfolder: str | None = None,
         token: str | bool | None = None,
         local_files_only: bool = False,
+        allow_pickle: bool = False,
     ) -> Adapter:
         """Open an adapter of the Hub or of a local folder.
 
         A Hub adapter is pinned to a commit and its files are downloaded; tensors are read one module at a time.
 
         Args:
-            repo_or_folder: ``owner/name``, ``owner/name@revision:subfolder``, ``hf://…`` or a folder.
+            repo_or_folder: ``owner/name``, ``owner/name@revision:subfolder``, ``hf://…``, a folder or a file.
             revision: Branch, tag or commit.
             subfolder: Folder inside the repository.
             token: Hub token; ``None`` takes the stored login, ``False`` none.
             local_files_only: Never use the network.
+            allow_pickle: Also open weights that are only there as a pickle of torch, by a reader that runs none of it.
 
         Raises:
             AdapterNotFound: There is no such adapter, or no right to read it.
             AdapterFormatError: Its files are damaged.
-            UnsupportedAdapter: It is not a LoRA adapter in PEFT format.
+            UnsupportedAdapter: It is not a LoRA adapter, or in no format that is known.
             HubUnavailable: The Hub did not answer.
         """
         from hub_merge.hub import Hub
         from hub_merge.sources import open_adapter
 
-        hub = Hub(token=token, offline=local_files_only)
+        hub = Hub(token=token, offline=local_files_only, allow_pickle=allow_pickle)
         return open_adapter(repo_or_folder, revision=revision, subfolder=subfolder, hub=hub)
 
     @classmethod
@@ -269,15 +290,21 @@ class Adapter:
         """Largest rank over the modules, 0 without any."""
         return max((spec.rank for spec in self.modules.values()), default=0)
 
-    def save_pretrained(self, folder: str | Path, *, force: bool = False) -> Path:
-        """Write this adapter to ``folder`` in the portable profile of PEFT's format, whole or not at all.
+    def save_pretrained(self, folder: str | Path, *, format: str = "peft", force: bool = False) -> Path:
+        """Write this adapter to ``folder``, whole or not at all.
+
+        Args:
+            folder: Where to.
+            format: ``peft`` for the portable profile of PEFT's format, or ``kohya``, ``diffusers`` or ``mlx``.
+            force: Replace a composite that is there.
 
         Raises:
             OutputExists: ``folder`` is there already and ``force`` is not set.
+            MergeError: The format cannot hold this adapter.
         """
         from hub_merge.pipeline import save
 
-        return save(self, Path(folder), force=force)
+        return save(self, Path(folder), format=format, force=force)
 
     def push_to_hub(
         self,

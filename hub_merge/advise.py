@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hub_merge.compat import DOMINANT, SERVED_RANKS
-from hub_merge.methods import get_method
-from hub_merge.spectra import energy_of_sum, smallest_rank
+from hub_merge.methods import Method, get_method
+from hub_merge.ranks import ENERGY, energy_by_rank, smallest_rank
+from hub_merge.scores import modules_of, parents_of
+from hub_merge.spectra import squares_of_sum
 
 if TYPE_CHECKING:
-    from hub_merge.adapter import Adapter
+    from hub_merge.adapter import Adapter, LoraFactors
     from hub_merge.compat import Compatibility
     from hub_merge.scores import PairScore, Scores
 
@@ -42,9 +44,6 @@ OPPOSED = -0.3
 
 MAX_RANK = SERVED_RANKS[-1]
 """The largest rank that many servers allow."""
-
-ENERGY = 0.99
-"""Share of the squared norm that a truncated merge should keep: the rest is 10 % of the norm. A convention."""
 
 CONTESTED = (
     "Whether orthogonality predicts a good merge is contested: arXiv 2508.11985 finds that it tracks the loss, "
@@ -108,7 +107,7 @@ def advise(
     trained = [name for name, norm in zip(scores.adapters, scores.norms, strict=True) if norm > 0]
     weights, weight_reasons, caveats = _balance(scores)
     linear, reasons, alternatives = _method(scores, trained)
-    energy = energy_of_sum(adapters, lambda present: _coefficients(linear, weights, present))
+    energy = _energy(adapters, get_method(linear), weights)
     single = len(trained) < 2
     rank, rank_reasons, rank_caveats = _rank(energy, compatibility.total_rank, max_rank, single)
     if len(trained) > 1:
@@ -127,9 +126,14 @@ def advise(
     )
 
 
-def _coefficients(method: str, weights: Sequence[float], present: Sequence[bool]) -> Sequence[float]:
-    given = get_method(method).coefficients
-    return weights if given is None else given(weights, present)
+def _energy(adapters: Sequence[Adapter], method: Method, weights: Sequence[float]) -> tuple[float, ...]:
+    """Return the share of the energy of the linear combination that ``method`` makes, at every rank."""
+
+    def taking_part(module: str) -> tuple[Sequence[LoraFactors], Sequence[float]]:
+        parts = parents_of(adapters, module)
+        return parts, method.combination(weights, parts)
+
+    return energy_by_rank(squares_of_sum(modules_of(adapters), taking_part).values())
 
 
 # --- method -----------------------------------------------------------------------------------------------------------

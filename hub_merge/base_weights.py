@@ -43,7 +43,9 @@ class RangedStore:
             AdapterFormatError: The file is damaged.
         """
         head = read_header(read, size, file)
-        self.infos: Mapping[str, TensorInfo] = parse_header(head, file, size)
+        header = parse_header(head, file, size)
+        self.infos: Mapping[str, TensorInfo] = header
+        self.metadata: Mapping[str, str] = header.metadata
         self._start, self._read = len(head), read
 
     def read(self, name: str) -> Array:

@@ -2,7 +2,7 @@
 
 Adapters state their base as a Hub id, an old id without an owner, a path of the machine that trained them, a path into
 the Hub cache, or not at all. This module reads such a name without asking the network; ``Hub.canonical`` follows
-renames.
+renames, ``Hub.original`` what the cards of quantised copies say, and ``lineage`` compares the bases of adapters.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-__all__ = ["HUB_ID", "Base", "read_base"]
+__all__ = ["HUB_ID", "Base", "read_base", "same_name", "without_quantisation"]
 
 CACHE_PATH = re.compile(
     r"(?:^|[/\\])models--(?:(?P<owner>[^/\\]+?)--)?(?P<name>[^/\\]+)(?:[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40}))?"
@@ -31,6 +31,18 @@ OWNERS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 """Models that were on the Hub without an owner and moved; the old names redirect there."""
+
+QUANTISED = re.compile(
+    r"""
+    (?: [-_.] (?: unsloth | dynamic | quantized | marlin | mlx | \d+g ) )*
+    [-_.] (?: bnb | gptq | awq | gguf | ggml | exl[23] | hqq | aqlm | nf4 | fp[48] | int[2348] | [2-8]bits?
+            | [2-8](?:\.\d+)?bpw | w[48]a(?:8|16) | q[2-8](?:_[0-9kmsl]+)* | q\df\d+(?:_\d)? )
+    (?: [-_.] (?: [2-8]bits? | int[2348] | dynamic | marlin | \d+g | [2-8](?:\.\d+)?bpw | mlc | bnb
+            | w[48]a(?:8|16) | g\d+ ) )*
+    $""",
+    re.VERBOSE | re.IGNORECASE,
+)
+"""How names of quantised copies end: ``-bnb-4bit``, ``-unsloth-bnb-4bit``, ``-GPTQ-Int4``, ``-AWQ``, ``-GGUF``, ..."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +73,15 @@ def read_base(stated: str | None) -> Base:
     if owner := next((owner for pattern, owner in OWNERS if pattern.fullmatch(stated)), None):
         return Base(f"{owner}/{stated}", f"{owner}/{stated}")
     return Base(None, re.split(r"[/\\]+", stated.rstrip("/\\"))[-1] or "not stated")
+
+
+def without_quantisation(model_id: str) -> str | None:
+    """Return ``model_id`` without the ending that names a way to quantise, ``None`` if its name has none."""
+    shorter = QUANTISED.sub("", model_id)
+    return shorter if shorter != model_id and not shorter.endswith("/") else None
+
+
+def same_name(model_id: str, other: str) -> bool:
+    """Whether two ids have one name but for their owners, upper case and the ending of a quantised copy."""
+    names = [(without_quantisation(name) or name).rpartition("/")[2].casefold() for name in (model_id, other)]
+    return names[0] == names[1]

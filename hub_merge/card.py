@@ -9,24 +9,43 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
-
-import jinja2
-import yaml
 
 from hub_merge.bases import HUB_ID
 from hub_merge.errors import MergeError
+from hub_merge.formats.names import COMPONENTS
 from hub_merge.frontmatter import split_front_matter
+from hub_merge.layout import DIFFUSERS_FILE, FILE_FORMATS, KOHYA_FILE
 from hub_merge.licenses import LicenseVerdict, united
 from hub_merge.methods import Method, get_method
+from hub_merge.privacy import one_line, scrub
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Weight
 from hub_merge.scores import started_alike
 
-__all__ = ["Markdown", "code_span", "escape", "published_card", "render_card", "scrub", "update_card"]
+if TYPE_CHECKING:
+    import jinja2
+
+__all__ = [
+    "END",
+    "START",
+    "TASKS",
+    "Markdown",
+    "cleaned",
+    "code_span",
+    "environment",
+    "escape",
+    "hub_id",
+    "link",
+    "published_card",
+    "render_card",
+    "scrub",
+    "to_yaml",
+    "update_card",
+    "weight_files",
+]
 
 START, END = "<!-- hub-merge:start -->", "<!-- hub-merge:end -->"
 HUB = "https://huggingface.co"
@@ -50,30 +69,11 @@ LICENSE_KEYS = ("license", "license_name", "license_link")
 GENERATED_TAGS = ("base_model:", "hub-merge:", "merged_from:")
 MOST_PAIRS = 10
 LONGEST_TEXT = 400
+ALIKE = ([1.0, 1.0], [True, True])
+"""Weights and presence of two adapters, to tell a weighted sum by its coefficients from another combination."""
 
 
 # --- text from elsewhere ----------------------------------------------------------------------------------------------
-
-UNSEEN = {"Cf", "Co", "Cs"}
-SPACING = {"Cc", "Zl", "Zp", "Zs"}
-
-TOKEN = re.compile(r"(?:hf|api_org)_\w{20,}[\w.-]*")
-PATH = re.compile(
-    r"""
-    (?: file:/+                                   # an address of a file
-      | [A-Za-z]:\\ | (?<![A-Za-z0-9])[A-Za-z]:/  # a drive
-      | \\\\(?=\w)                                # a Windows share
-      | (?<![\w~])~(?:[A-Za-z_][\w.-]*)?[\\/]     # a home
-      | (?<![\w.~:/)\]<])//+(?=[\w.])             # a root written twice
-      | (?<![\w.~/)\]<])/(?=[\w.~-])              # a root
-      | /(?:home|root|Users)/                     # a home after anything
-    )
-    (?:[^'"`<>|\n]*\\)?                           # up to the last backslash, spaces included
-    [^\s'"`<>|,;()\[\]{}]*
-    (?:[ ][^\s'"`<>|,;()\[\]{}]*[\\/][^\s'"`<>|,;()\[\]{}]*)?
-    """,
-    re.VERBOSE,
-)
 
 AS_ENTITY = re.compile(r"[\\<>&|$]")
 MARKUP = re.compile(r"[`*~\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
@@ -87,16 +87,9 @@ class Markdown(str):
     __slots__ = ()
 
 
-def scrub(text: str) -> str:
-    """Return ``text`` without Hub tokens and without absolute paths (POSIX, Windows, home)."""
-    return TOKEN.sub("(token removed)", PATH.sub("(path removed)", text))
-
-
 def _clean(value: object) -> str:
     """Return ``value`` as one short line of visible characters, scrubbed."""
-    kinds = ((character, unicodedata.category(character)) for character in str(value))
-    seen = "".join(" " if kind in SPACING else character for character, kind in kinds if kind not in UNSEEN)
-    text = scrub(" ".join(seen.split()))
+    text = one_line(str(value))
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 1] + "…"
 
 
@@ -120,16 +113,19 @@ def _fenced(text: str, language: str) -> Markdown:
     return Markdown(f"{fence}{language}\n{text.rstrip()}\n{fence}")
 
 
-def _cleaned(value: Any) -> Any:
+def cleaned(value: Any) -> Any:
     """Return plain data with every text in it cleaned."""
     if isinstance(value, Mapping):
-        return {_clean(key): _cleaned(entry) for key, entry in value.items()}
+        return {_clean(key): cleaned(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_cleaned(entry) for entry in value]
+        return [cleaned(entry) for entry in value]
     return _clean(value) if isinstance(value, str) else value
 
 
-def _to_yaml(content: Mapping[str, Any]) -> str:
+def to_yaml(content: Mapping[str, Any]) -> str:
+    """Return a mapping as YAML, in its order and with a line a value."""
+    import yaml
+
     return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=math.inf)
 
 
@@ -143,6 +139,11 @@ def _number(value: float | None) -> Markdown:
     if value == 0 or abs(value) >= 1000:
         return Markdown(f"{value:.0f}")
     return Markdown(re.sub(r"e([+-])0", r"e\1", f"{value:#.3g}").rstrip("."))
+
+
+def _percent(share: float | None) -> Markdown:
+    """Return a share in per cent with three significant digits."""
+    return _number(None) if share is None else Markdown(f"{_number(100 * share)} %")
 
 
 def _listed(items: Iterable[object]) -> Markdown:
@@ -165,12 +166,13 @@ def _weight(weight: Weight) -> Markdown:
     return Markdown(", ".join(rules))
 
 
-def _hub_id(text: str | None) -> Markdown | None:
+def hub_id(text: str | None) -> Markdown | None:
     """Return ``text`` if it can be an id on the Hub; such a text needs no escaping."""
     return Markdown(text) if text and HUB_ID.fullmatch(text) and text == scrub(text) else None
 
 
-def _link(repo_id: str, commit: str | None = None, subfolder: str = "") -> Markdown:
+def link(repo_id: str, commit: str | None = None, subfolder: str = "") -> Markdown:
+    """Return a link to a repository of the Hub, at a commit if one is given."""
     folder = f"/{quote(_clean(subfolder))}" if subfolder else ""
     tree = f"/tree/{commit}{folder}" if commit else ""
     return Markdown(f"[{code_span(repo_id + folder)}]({HUB}/{repo_id}{tree})")
@@ -178,12 +180,12 @@ def _link(repo_id: str, commit: str | None = None, subfolder: str = "") -> Markd
 
 def _source(parent: Parent) -> Markdown:
     """Return where a parent is found: a pinned link, or the name of a local folder."""
-    repo_id = _hub_id(parent.repo_id)
+    repo_id = hub_id(parent.repo_id)
     if repo_id is None:
         return Markdown(f"{code_span(parent.name)} (local folder)")
     commit = parent.commit if re.fullmatch("[0-9a-f]{40}", parent.commit or "") else None
     access = " (private)" if parent.private else " (gated)" if parent.gated else ""
-    return Markdown(_link(repo_id, commit, parent.subfolder) + access)
+    return Markdown(link(repo_id, commit, parent.subfolder) + access)
 
 
 # --- what the record says ---------------------------------------------------------------------------------------------
@@ -229,6 +231,33 @@ def _described(method: Method | None) -> dict[str, Any] | None:
     }
 
 
+def _exact(record: MergeRecord) -> Markdown:
+    """Return what the composite is measured against, in words."""
+    if len(record.parents) == 1:
+        weighted = "" if record.parents[0].weight == 1.0 else "weighted "
+        return Markdown(f"the {weighted}delta of its parent")
+    method = _method(record)
+    is_older = "losses" not in record.proof  # and measured every composite against the weighted sum
+    if is_older or method is None or method.coefficients is None or list(method.coefficients(*ALIKE)) == ALIKE[0]:
+        return Markdown("the exact weighted sum of the deltas")
+    return Markdown("the exact combination of the deltas")
+
+
+def _ranks(record: MergeRecord) -> tuple[list[int], list[Markdown]] | None:
+    """Return the smallest and the largest rank, and how many modules have which; ``None`` where all have one."""
+    counts = {int(rank): int(count) for rank, count in record.output.get("ranks", {}).items()}
+    if not counts:
+        return None
+    told = [Markdown(f"{rank} in {_counted(count, 'module')}") for rank, count in sorted(counts.items())]
+    return sorted({min(counts), max(counts)}), told
+
+
+def _losses(record: MergeRecord) -> Sequence[Mapping[str, Any]]:
+    """Return the modules that a truncation took most from."""
+    losses: Sequence[Mapping[str, Any]] = record.proof.get("losses", [])
+    return losses if record.recipe.rank is not None else []
+
+
 def _verdict(record: MergeRecord) -> LicenseVerdict:
     return united(
         record.base_license,
@@ -248,7 +277,8 @@ def _most_alike(pairs: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return sorted(pairs, key=lambda pair: -(pair["rms_cosine"] or 0.0))[:MOST_PAIRS]
 
 
-def _weight_files(files: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def weight_files(files: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return those of a record's files that hold weights."""
     return [file for file in files if str(file["name"]).endswith(".safetensors")]
 
 
@@ -261,12 +291,12 @@ def _version(record: MergeRecord) -> Markdown | None:
 
 
 def _front_matter(record: MergeRecord) -> dict[str, Any]:
-    base, verdict = _hub_id(record.base_model), _verdict(record)
+    base, verdict = hub_id(record.base_model), _verdict(record)
     task = TASKS.get(_task_type(record) or "")
     content = {
         "base_model": base,
         "base_model_relation": "adapter" if base else None,
-        "library_name": "peft",
+        "library_name": _library(record),
         "pipeline_tag": task[0] if task else None,
         "tags": _tags(record, base, is_transformers=task is not None),
         "license": verdict.identifier,
@@ -274,11 +304,28 @@ def _front_matter(record: MergeRecord) -> dict[str, Any]:
         "license_link": verdict.link,
         "hub_merge": _machine_readable(record, verdict),
     }
-    return {key: _cleaned(value) for key, value in content.items() if value is not None}
+    return {key: cleaned(value) for key, value in content.items() if value is not None}
+
+
+def _library(record: MergeRecord) -> str:
+    """Return what the Hub calls the library that loads the composite."""
+    if _format(record) == "mlx":
+        return "mlx"
+    return "diffusers" if _components(record) else "peft"
+
+
+def _format(record: MergeRecord) -> str:
+    written = record.output.get("format", "peft")
+    return written if written in FILE_FORMATS else "peft"
+
+
+def _components(record: MergeRecord) -> list[str]:
+    """Return the models of a pipeline that the composite is for; none for a model of its own."""
+    return [name for name in record.output.get("components", ()) if name in COMPONENTS]
 
 
 def _tags(record: MergeRecord, base: str | None, *, is_transformers: bool) -> list[str]:
-    repo_ids = dict.fromkeys(_hub_id(parent.repo_id) for parent in record.parents)
+    repo_ids = dict.fromkeys(hub_id(parent.repo_id) for parent in record.parents)
     return [
         *([f"base_model:adapter:{base}"] if base else []),
         "lora",
@@ -299,6 +346,7 @@ def _machine_readable(record: MergeRecord, verdict: LicenseVerdict) -> dict[str,
         "method": {
             "name": _method_name(record),
             "rank": recipe.rank,
+            "energy": recipe.energy,
             "options": dict(_options(record)),
             "seed": recipe.seed,
         },
@@ -324,7 +372,7 @@ def _machine_readable_parent(parent: Parent) -> dict[str, Any]:
 
 def _digests(files: Iterable[Mapping[str, Any]]) -> str | list[str] | None:
     """Return the sha256 of the weights: one text, or a list where they are in several files."""
-    digests = [str(file["sha256"]) for file in _weight_files(files)]
+    digests = [str(file["sha256"]) for file in weight_files(files)]
     return digests if len(digests) > 1 else next(iter(digests), None)
 
 
@@ -338,7 +386,10 @@ def _without_none(value: Any) -> Any:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Return the templates, which escape every value that is not Markdown already."""
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("hub_merge"),
         undefined=jinja2.StrictUndefined,
@@ -353,6 +404,7 @@ def _environment() -> jinja2.Environment:
         "fenced": _fenced,
         "listed": _listed,
         "number": _number,
+        "percent": _percent,
         "source": _source,
         "weight": _weight,
     }
@@ -360,8 +412,13 @@ def _environment() -> jinja2.Environment:
 
 
 def _usage(record: MergeRecord, repo_id: Markdown | None) -> dict[str, Any]:
-    base, rank, task = _hub_id(record.base_model), record.output["rank"], _task_type(record)
+    base, rank, task = hub_id(record.base_model), record.output["rank"], _task_type(record)
+    names = [str(file["name"]) for file in weight_files(record.output["files"])]
     return {
+        "library": _library(record),
+        "format": _format(record),
+        "component": next(iter(_components(record)), None),
+        "file": next((name for name in names if name in (KOHYA_FILE, DIFFUSERS_FILE)), None),
         "base": base or Markdown("BASE_MODEL"),
         "repo_id": repo_id or Markdown("path/to/this/adapter"),
         "loader": TASKS.get(task or "", (None, "AutoModel"))[1],
@@ -371,16 +428,19 @@ def _usage(record: MergeRecord, repo_id: Markdown | None) -> dict[str, Any]:
 
 
 def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None) -> dict[str, Any]:
-    base, pairs = _hub_id(record.base_model), record.scores["pairs"]
+    base, pairs = hub_id(record.base_model), record.scores["pairs"]
     return {
         "record": record,
         "title": repo_id.partition("/")[2] or repo_id if repo_id else None,
         "repo_id": repo_id,
         "picture": Markdown(quote(picture)) if picture else None,
-        "base": _link(base) if base else None,
+        "base": link(base) if base else None,
         "method_name": _method_name(record),
         "method": _described(_method(record)),
         "options": _options(record),
+        "exact": _exact(record),
+        "ranks": _ranks(record),
+        "losses": _losses(record),
         "matrix": _matrix(record.scores),
         "pairs": _most_alike(pairs),
         "shared_starts": [
@@ -392,8 +452,8 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
         "version": _version(record),
         "versions": [Markdown(f"{code_span(name)} {escape(value)}") for name, value in record.versions.items()],
         "local": [parent for parent in record.parents if parent.repo_id is None],
-        "recipe": _to_yaml(_cleaned(record.recipe.to_dict())),
-        "weights": _weight_files(record.output["files"]),
+        "recipe": to_yaml(cleaned(record.recipe.to_dict())),
+        "weights": weight_files(record.output["files"]),
         "verdict": _verdict(record),
     }
 
@@ -406,9 +466,9 @@ def render_card(record: MergeRecord, *, repo_id: str | None = None, picture: str
         repo_id: Where the composite will be published, ``owner/name``; the card then says how to load it from there.
         picture: Name of the picture of the scores, a file beside the card.
     """
-    template = _environment().get_template("card.md.jinja")
-    body = template.render(_context(record, _hub_id(repo_id), picture)).strip()
-    return f"---\n{_to_yaml(_front_matter(record))}---\n\n{START}\n{body}\n{END}\n"
+    template = environment().get_template("card.md.jinja")
+    body = template.render(_context(record, hub_id(repo_id), picture)).strip()
+    return f"---\n{to_yaml(_front_matter(record))}---\n\n{START}\n{body}\n{END}\n"
 
 
 # --- an existing card -------------------------------------------------------------------------------------------------
@@ -437,7 +497,7 @@ def update_card(existing: str, new: str) -> str:
         body = GENERATED.sub(lambda _: generated, old_body, count=1).strip("\n")
     else:
         body = f"{MARKER.sub('', old_body).rstrip()}\n\n{generated}".strip("\n")
-    return f"---\n{_to_yaml(_updated(old_data, new_data))}---\n\n{body}\n"
+    return f"---\n{to_yaml(_updated(old_data, new_data))}---\n\n{body}\n"
 
 
 def published_card(published: str, local: str) -> str:
@@ -453,7 +513,7 @@ def published_card(published: str, local: str) -> str:
     if not GENERATED.sub("", body, count=1).strip():
         return update_card(published, local)
     data = _updated(split_front_matter(published)[0], split_front_matter(local)[0])
-    return f"---\n{_to_yaml(data)}---\n\n{body.strip()}\n"
+    return f"---\n{to_yaml(data)}---\n\n{body.strip()}\n"
 
 
 def _updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Clustering of points that are known by their inner products only.
 
 With ``F = X Xᵀ`` every squared distance to a centroid is ``F_ii - 2 mean_j F_ij + mean_jk F_jk`` over the members j, k
-of the cluster, so k-means never touches the long vectors themselves.
+of the cluster, so neither k-means nor Ward's linkage touches the long vectors themselves.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from numpy.typing import NDArray
 
 from hub_merge.gram import Float64
 
-__all__ = ["kmeans"]
+__all__ = ["Labels", "kmeans", "ward"]
 
 MAX_ITERATIONS = 300
+
+ROUNDING = 1e-13
+"""A point moves only if another centroid is nearer by more than this share of its squared norm and distance: among
+copies of one point, rounding alone would move it to and fro between equal centroids."""
 
 Labels = NDArray[np.intp]
 
@@ -29,18 +33,48 @@ def kmeans(gram: Float64, clusters: int, *, starts: int, rng: np.random.Generato
         starts: Number of starts; the one of least inertia counts.
         rng: Source of the seeds.
     """
-    runs = [_lloyd(gram, seeds.tolist(), clusters) for seeds in _seeds(gram, clusters, starts, rng)]
-    return min(runs, key=lambda run: run[1])[0]
+    distances = _distances(gram)
+    labels, inertia = _lloyd(gram, distances[:, _seeds(distances, clusters, starts, rng)])
+    best: Labels = labels[:, inertia.argmin()]
+    return best
 
 
-def _seeds(gram: Float64, clusters: int, starts: int, rng: np.random.Generator) -> Labels:
+def ward(gram: Float64, clusters: int) -> Labels:
+    """Return the label of each point by Ward's linkage: join the two nearest clusters until ``clusters`` are left.
+
+    Clusters of n and m points with centroids c and d are ``n m / (n + m) ‖c - d‖²`` apart, what their union adds to the
+    inertia (Ward 1963, by the recurrence of Lance and Williams 1967). Among equals the pair with the earliest points is
+    joined; nothing is drawn.
+
+    Args:
+        gram: Inner products of the points, ``(N, N)``.
+        clusters: Number of clusters, [1, N]; none is empty. They are numbered in the order of their first points.
+    """
+    apart, sizes, first = _distances(gram) / 2, np.ones(len(gram)), np.arange(len(gram))
+    np.fill_diagonal(apart, np.inf)
+    for _ in range(len(gram) - clusters):
+        i, j = sorted(divmod(int(apart.argmin()), len(gram)))
+        joined = (sizes + sizes[i]) * apart[i] + (sizes + sizes[j]) * apart[j] - sizes * apart[i, j]
+        apart[i] = apart[:, i] = joined / (sizes + sizes[i] + sizes[j])
+        apart[j] = apart[:, j] = np.inf
+        sizes[i] += sizes[j]
+        first[first == j] = i
+    return np.unique(first, return_inverse=True)[1]
+
+
+def _distances(gram: Float64) -> Float64:
+    """Return the squared distances between all points, ``(N, N)``."""
+    squares = np.diag(gram)
+    return np.maximum(squares[:, None] - 2 * gram + squares, 0.0)
+
+
+def _seeds(distances: Float64, clusters: int, starts: int, rng: np.random.Generator) -> Labels:
     """Choose the seeds of all starts, ``(starts, clusters)``.
 
     Each next seed is the best of a few points drawn in proportion to their squared distance from those chosen.
     """
-    distances = _distances_to_points(gram, np.diag(gram), np.arange(len(gram)))
     start, candidates = np.arange(starts), 2 + int(math.log(clusters))
-    chosen = rng.integers(len(gram), size=(starts, 1))
+    chosen = rng.integers(len(distances), size=(starts, 1))
     nearest = distances[chosen[:, 0]]
     while chosen.shape[1] < clusters:
         drawn = _draw(nearest, chosen, candidates, rng)
@@ -53,43 +87,62 @@ def _seeds(gram: Float64, clusters: int, starts: int, rng: np.random.Generator) 
 
 def _draw(nearest: Float64, chosen: Labels, count: int, rng: np.random.Generator) -> Labels:
     """Draw points in proportion to ``nearest``; evenly among the rest where only copies of the chosen are left."""
-    rest = np.ones_like(nearest)
-    np.put_along_axis(rest, chosen, 0.0, axis=1)
-    mass = np.cumsum(np.where(nearest.sum(axis=1, keepdims=True) > 0, nearest, rest), axis=1)
+    mass = np.cumsum(nearest, axis=1)
+    if (mass[:, -1] <= 0).any():
+        rest = np.ones_like(nearest)
+        np.put_along_axis(rest, chosen, 0.0, axis=1)
+        mass = np.where(mass[:, -1:] > 0, mass, np.cumsum(rest, axis=1))
     levels = rng.random((len(nearest), count)) * mass[:, -1:]
     drawn: Labels = np.minimum((mass[:, None] <= levels[:, :, None]).sum(axis=2), nearest.shape[1] - 1)
     return drawn
 
 
-def _distances_to_points(gram: Float64, squares: Float64, points: list[int] | Labels) -> Float64:
-    return np.maximum(squares[:, None] - 2 * gram[:, points] + squares[points], 0.0)
+def _lloyd(gram: Float64, distances: Float64) -> tuple[Labels, Float64]:
+    """Run Lloyd's algorithm from all starts at once, until no point in any of them is nearer to another centroid.
 
+    Args:
+        gram: Inner products of the points, ``(N, N)``.
+        distances: Squared distances of the points to the seeds, ``(N, starts, clusters)``.
 
-def _lloyd(gram: Float64, seeds: list[int], clusters: int) -> tuple[Labels, float]:
-    distances = _distances_to_points(gram, np.diag(gram), seeds)
-    labels = _fill_empty(distances, distances.argmin(axis=1), clusters)
+    Returns:
+        The labels, ``(N, starts)``, and the inertia of each start.
+    """
+    labels = _fill_empty(distances, distances.argmin(axis=2))
     for _ in range(MAX_ITERATIONS):
-        distances = _distances_to_centroids(gram, labels, clusters)
-        moved = _fill_empty(distances, distances.argmin(axis=1), clusters)
-        if np.array_equal(moved, labels):
+        distances = _distances_to_centroids(gram, labels, distances.shape[2])
+        nearest = distances.argmin(axis=2)
+        own = _of(distances, labels)
+        moves = own - _of(distances, nearest) > ROUNDING * (own + np.diag(gram)[:, None])
+        if not moves.any():
             break
-        labels = moved
-    return labels, float(distances[np.arange(len(labels)), labels].sum())
+        labels = _fill_empty(distances, np.where(moves, nearest, labels))
+    return labels, own.sum(axis=0)
+
+
+def _of(distances: Float64, labels: Labels) -> Float64:
+    """Return the squared distance of each point to the centroid that its label names, ``(N, starts)``."""
+    named: Float64 = np.take_along_axis(distances, labels[:, :, None], axis=2)[:, :, 0]
+    return named
 
 
 def _distances_to_centroids(gram: Float64, labels: Labels, clusters: int) -> Float64:
-    member = np.zeros((clusters, len(labels)))
-    member[labels, np.arange(len(labels))] = 1.0
-    member /= member.sum(axis=1, keepdims=True)
-    cross = gram @ member.T
-    return np.maximum(np.diag(gram)[:, None] - 2 * cross + np.diag(member @ cross), 0.0)
+    """Return the squared distances of the points to the means of their clusters, ``(N, starts, clusters)``."""
+    share = np.eye(clusters)[labels]
+    share /= share.sum(axis=0)
+    cross = (gram @ share.reshape(len(gram), -1)).reshape(share.shape)
+    squares: Float64 = (share * cross).sum(axis=0)
+    return np.maximum(np.diag(gram)[:, None, None] - 2 * cross + squares, 0.0)
 
 
-def _fill_empty(distances: Float64, labels: Labels, clusters: int) -> Labels:
+def _fill_empty(distances: Float64, labels: Labels) -> Labels:
     """Give each empty cluster the point that lies farthest from its own centroid and is not alone there."""
-    labels = labels.copy()
-    for cluster in np.setdiff1d(np.arange(clusters), labels):
-        own = distances[np.arange(len(labels)), labels]
-        crowded = np.bincount(labels, minlength=clusters)[labels] > 1
-        labels[np.where(crowded, own, -1.0).argmax()] = cluster
+    labels, (_, starts, clusters) = labels.copy(), distances.shape
+    sizes = np.zeros((starts, clusters), np.intp)
+    np.add.at(sizes, (np.arange(starts), labels), 1)
+    for start, cluster in np.argwhere(sizes == 0):
+        crowded = sizes[start, labels[:, start]] > 1
+        farthest = np.where(crowded, _of(distances, labels)[:, start], -1.0).argmax()
+        sizes[start, labels[farthest, start]] -= 1
+        sizes[start, cluster] += 1
+        labels[farthest, start] = cluster
     return labels

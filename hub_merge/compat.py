@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from hub_merge.adapter import Adapter
-from hub_merge.bases import Base, read_base
-from hub_merge.findings import Finding, Report
-from hub_merge.formats.tensors import is_finite
-from hub_merge.gram import inner_products, stack
+from hub_merge.bases import read_base
+from hub_merge.findings import Finding, Report, caution, problem
+from hub_merge.lineage import Standing, base_findings, common_base, standings
+from hub_merge.outliers import ModuleStatistic, measure, outlier_findings
 from hub_merge.parallel import map_modules
 
-__all__ = ["Compatibility", "Coverage", "check"]
+__all__ = ["Compatibility", "Coverage", "check", "total_rank"]
 
 DOMINANT = 5.0
 """Ratio of norms from which the larger adapter drowns the smaller in a plain sum."""
@@ -47,6 +47,8 @@ class Compatibility:
         coverage: Modules by group, one count an adapter.
         total_rank: Rank of the exact sum: the largest sum of ranks over the modules.
         norms: Frobenius norm of each delta; ``None`` where only headers were read.
+        bases: What each adapter was trained on, and which model that stands for.
+        statistics: Norm and spectrum by module, one mapping an adapter; empty where only headers were read.
     """
 
     adapters: tuple[str, ...]
@@ -55,6 +57,8 @@ class Compatibility:
     coverage: tuple[Coverage, ...]
     total_rank: int
     norms: tuple[float | None, ...]
+    bases: tuple[Standing, ...] = ()
+    statistics: tuple[Mapping[str, ModuleStatistic], ...] = ()
 
     @property
     def compatible(self) -> bool:
@@ -67,6 +71,7 @@ class Compatibility:
             "compatible": self.compatible,
             "adapters": list(self.adapters),
             "base_model": self.base_model,
+            "bases": [asdict(standing) for standing in self.bases],
             "total_rank": self.total_rank,
             "norms": list(self.norms),
             "coverage": [asdict(group) for group in self.coverage],
@@ -80,6 +85,7 @@ def check(
     base: str | None = None,
     allow: Collection[str] = (),
     canonical: Callable[[str], str | None] | None = None,
+    original: Callable[[str], str | None] | None = None,
 ) -> Compatibility:
     """Return whether ``adapters`` can be merged, with every problem and caution.
 
@@ -90,31 +96,37 @@ def check(
         base: Hub id that the user asserts to be the base of all of them.
         allow: Codes of findings that the user accepts.
         canonical: Follows renames of a Hub id; ``None`` leaves ids as they are.
+        original: Tells which model a quantised copy was made from; ``None`` leaves that to its name.
     """
     asserted = None if base is None else read_base(base)
-    bases = _common_names([read_base(adapter.base_model) for adapter in adapters], canonical)
-    norms, value_findings = _read_values(adapters)
+    bases = standings(adapters, asserted, canonical=canonical, original=original)
+    statistics = _read_values(adapters)
+    norms = tuple(
+        _norm(entry) if adapter.has_values else None for adapter, entry in zip(adapters, statistics, strict=True)
+    )
     findings = [
         *(finding for adapter in adapters for finding in adapter.findings),
-        *_base_findings(adapters, bases, asserted),
-        *_revision_findings(adapters),
+        *base_findings(adapters, bases, asserted),
         *_shape_findings(adapters),
         *_task_findings(adapters),
         *_token_findings(adapters),
+        *_vocabulary_findings(adapters),
         *_layout_findings(adapters),
-        *value_findings,
+        *(f for adapter, entry in zip(adapters, statistics, strict=True) for f in _value_findings(adapter, entry)),
         *_norm_findings(adapters, norms),
         *_twin_findings(adapters, norms),
+        *outlier_findings([adapter.name for adapter in adapters], statistics),
         *_serving_findings(adapters),
     ]
     findings.extend(_allow_findings(findings, allow))
-    known = {entry.model_id for entry in bases}
     return Compatibility(
         adapters=tuple(adapter.name for adapter in adapters),
         report=Report.of(findings, allow),
-        base_model=asserted.model_id if asserted else known.pop() if len(known) == 1 else None,
+        base_model=common_base(bases),
+        bases=tuple(bases),
+        statistics=statistics,
         coverage=tuple(_coverage(adapters)),
-        total_rank=_total_rank(adapters),
+        total_rank=total_rank(adapters),
         norms=norms,
     )
 
@@ -123,25 +135,7 @@ def _allow_findings(findings: Iterable[Finding], allow: Iterable[str]) -> Iterat
     """Tell of each code that accepts nothing here: it may be misspelt."""
     found = sorted({finding.code for finding in findings if finding.allowable})
     for code in sorted(set(allow).difference(found)):
-        yield _caution("allow_unused", "allow", f"{code} accepts nothing here", _some(found) or "no code", "")
-
-
-def _common_names(bases: Sequence[Base], canonical: Callable[[str], str | None] | None) -> list[Base]:
-    """Follow renames where the names differ; equal names need no question to the Hub."""
-    if canonical is None or len({base.label for base in bases}) == 1:
-        return list(bases)
-    moved = [base.model_id and (canonical(base.model_id) or base.model_id) for base in bases]
-    return [replace(base, model_id=now, label=now) if now else base for base, now in zip(bases, moved, strict=True)]
-
-
-def _problem(
-    code: str, where: str, seen: str, expected: str, remedy: str, *, adapter: str = "", overrule: str | None = None
-) -> Finding:
-    return Finding("problem", code, adapter, where, seen, expected, remedy, overrule)
-
-
-def _caution(code: str, where: str, seen: str, expected: str, remedy: str, *, adapter: str = "") -> Finding:
-    return Finding("caution", code, adapter, where, seen, expected, remedy)
+        yield caution("allow_unused", "allow", f"{code} accepts nothing here", _some(found) or "no code", "")
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:
@@ -149,68 +143,13 @@ def _some(names: Iterable[str], most: int = 4) -> str:
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
-# --- base, task, tokens -----------------------------------------------------------------------------------------------
-
-
-def _base_findings(adapters: Sequence[Adapter], bases: Sequence[Base], asserted: Base | None) -> Iterator[Finding]:
-    seen = "; ".join(f"{adapter.name}: {base.label}" for adapter, base in zip(adapters, bases, strict=True))
-    labels = {base.label for base in bases}
-    unproven = any(base.model_id is None for base in bases)
-    apart = len(labels) > 1 or (unproven and len({adapter.base_model or None for adapter in adapters}) > 1)
-    if asserted is not None:
-        if asserted.model_id is None:
-            yield _problem(
-                "base_not_on_hub",
-                "base_model",
-                f"the base you assert is {asserted.label}, which is no Hub id",
-                "OWNER/NAME",
-                "A composite never names a folder of your machine.",
-            )
-        elif labels != {asserted.label}:
-            yield _caution(
-                "base_asserted", "base_model", f"stated bases: {seen}", f"{asserted.label}, as you assert", ""
-            )
-    elif apart:
-        yield _problem(
-            "base_differs" if not unproven else "base_unknown",
-            "base_model_name_or_path",
-            f"the adapters state different bases ({seen})",
-            "one base model",
-            "If they stand for the same weights, name it.",
-            overrule="--base OWNER/NAME",
-        )
-    elif unproven and labels == {"not stated"} and len(adapters) > 1:
-        yield _problem(
-            "base_unknown",
-            "base_model_name_or_path",
-            "no adapter states its base model",
-            "a Hub id",
-            "If you know the base, name it.",
-            overrule="--base OWNER/NAME",
-        )
-    elif unproven:
-        yield _caution(
-            "base_not_on_hub",
-            "base_model_name_or_path",
-            f"the base is {labels.pop()}, which is no Hub id",
-            "a Hub id",
-            "Name it with --base OWNER/NAME; the composite states no base otherwise.",
-        )
-
-
-def _revision_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
-    revisions = {adapter.name: adapter.base_revision or read_base(adapter.base_model).revision for adapter in adapters}
-    if len({revision for revision in revisions.values() if revision}) > 1:
-        seen = "; ".join(f"{name}: {revision}" for name, revision in revisions.items() if revision)
-        yield _caution(
-            "base_revision_differs", "revision", f"trained on different revisions of the base ({seen})", "one", ""
-        )
+# --- task, tokens -----------------------------------------------------------------------------------------------------
 
 
 def _task_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
     tasks = {adapter.name: adapter.task_type for adapter in adapters if adapter.task_type}
     if len(set(tasks.values())) > 1:
-        yield _problem(
+        yield problem(
             "task_differs",
             "task_type",
             "; ".join(f"{name}: {task}" for name, task in tasks.items()),
@@ -221,50 +160,82 @@ def _task_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
 
 
 def _token_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
+    """Compare added tokens by id: one id for two tokens blocks, one token with two ids informs."""
     known: dict[int, tuple[str, str]] = {}
+    places: dict[str, tuple[str, int]] = {}
     for adapter in adapters:
-        for number, token in adapter.added_tokens.items():
-            owner, meaning = known.setdefault(number, (adapter.name, token))
-            if meaning != token:
-                yield _problem(
-                    "token_clash",
-                    "added tokens",
-                    f"token {number} is {token!r} here and {meaning!r} in {owner}",
-                    "one meaning an id",
-                    "Retrain one of them with the other's tokenizer.",
-                    adapter=adapter.name,
-                    overrule="--allow token_clash",
-                )
-                break
+        clashes = [(n, t) for n, t in adapter.added_tokens.items() if known.setdefault(n, (adapter.name, t))[1] != t]
+        moved = [(n, t) for n, t in adapter.added_tokens.items() if places.setdefault(t, (adapter.name, n))[1] != n]
+        if clashes:
+            number, token = clashes[0]
+            owner, meaning = known[number]
+            more = f", and {len(clashes) - 1} more ids" if len(clashes) > 1 else ""
+            yield problem(
+                "token_clash",
+                "added tokens",
+                f"token {number} is {token!r} here and {meaning!r} in {owner}{more}",
+                "one meaning an id",
+                "Retrain one of them with the other's tokenizer.",
+                adapter=adapter.name,
+                overrule="--allow token_clash",
+            )
+        elif moved:
+            number, token = moved[0]
+            owner, place = places[token]
+            yield caution(
+                "token_moved",
+                "added tokens",
+                f"{token!r} is token {number} here and token {place} in {owner}",
+                "one id a token",
+                "Use the tokenizer whose ids the composite is to know.",
+                adapter=adapter.name,
+            )
+
+
+def _vocabulary_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
+    known = {adapter.name: adapter.vocabulary for adapter in adapters if adapter.vocabulary is not None}
+    if len(set(known.values())) > 1:
+        yield problem(
+            "vocabulary_size",
+            "embeddings",
+            "; ".join(f"{name}: {size} tokens" for name, size in known.items()),
+            "one size of the vocabulary",
+            "One of them was trained with added tokens, which the other does not know.",
+            overrule="--allow vocabulary_size",
+        )
 
 
 # --- shapes and layout ------------------------------------------------------------------------------------------------
 
 
 def _shape_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
-    first: dict[str, tuple[str, tuple[str, tuple[int, int]]]] = {}
+    first: dict[str, tuple[str, tuple[str, tuple[int, int], tuple[int, ...]]]] = {}
     for adapter in adapters:
         clashes = []
         for name, spec in adapter.modules.items():
-            owner, expected = first.setdefault(name, (adapter.name, (spec.kind, spec.shape)))
-            if (spec.kind, spec.shape) != expected:
+            owner, expected = first.setdefault(name, (adapter.name, (spec.kind, spec.shape, spec.kernel)))
+            if (spec.kind, spec.shape, spec.kernel) != expected:
                 clashes.append((name, spec, owner, expected))
         if clashes:
-            name, spec, owner, (kind, shape) = clashes[0]
+            name, spec, owner, (kind, shape, kernel) = clashes[0]
             vocabulary = "embed" in name or "lm_head" in name or spec.kind == "embedding"
-            yield _problem(
+            yield problem(
                 "vocabulary_differs" if vocabulary else "shape_differs",
                 _some(clash[0] for clash in clashes),
-                f"{name} is {spec.kind} {list(spec.shape)}",
-                f"{kind} {list(shape)} as in {owner}",
+                f"{name} is {spec.kind} {_size(spec.shape, spec.kernel)}",
+                f"{kind} {_size(shape, kernel)} as in {owner}",
                 "Their vocabularies differ." if vocabulary else "They were trained on different bases.",
                 adapter=adapter.name,
             )
 
 
+def _size(shape: tuple[int, int], kernel: tuple[int, ...]) -> str:
+    return f"{list(shape)}" + (f" of kernel {list(kernel)}" if kernel else "")
+
+
 def _layout_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
     if len({adapter.fan_in_fan_out for adapter in adapters}) > 1:
-        yield _caution(
+        yield caution(
             "fan_in_fan_out_differs",
             "fan_in_fan_out",
             "set in some adapters and not in others",
@@ -275,17 +246,17 @@ def _layout_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
     modules = [set(adapter.modules) for adapter in adapters]
     common = set.intersection(*modules) if modules else set()
     if len(adapters) > 1 and not common:
-        yield _caution(
+        yield caution(
             "no_common_module", "", "no module is adapted by all of them", "", "They are put side by side, untouched."
         )
     elif any(names != common for names in modules):
         union = len(set.union(*modules))
-        yield _caution(
+        yield caution(
             "partial_overlap", "", f"{len(common)} of {union} modules are adapted by all", "", "See the coverage table."
         )
     dtypes = {spec.dtype for adapter in adapters for spec in adapter.modules.values()}
     if len(dtypes) > 1:
-        yield _caution(
+        yield caution(
             "dtype_differs", "", f"factors are {_some(sorted(dtypes))}", "one dtype", "The widest is written."
         )
 
@@ -296,7 +267,7 @@ def _parameter_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
     for other in with_experts[1:]:
         first = with_experts[0]
         if set(other.target_parameters) != set(first.target_parameters):
-            yield _problem(
+            yield problem(
                 "target_parameters_differ",
                 "target_parameters",
                 f"it adapts {_some(sorted(other.target_parameters))}",
@@ -305,7 +276,7 @@ def _parameter_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
                 adapter=other.name,
             )
         elif _experts(other) != _experts(first):
-            yield _problem(
+            yield problem(
                 "experts_differ",
                 "target_parameters",
                 f"its {len(_experts(other))} experts are not the {len(_experts(first))} of {first.name}",
@@ -334,7 +305,8 @@ def _group(module: str) -> str:
     return ".".join([part for part in path.split(".") if not part.isdigit()][-2:])
 
 
-def _total_rank(adapters: Sequence[Adapter]) -> int:
+def total_rank(adapters: Sequence[Adapter]) -> int:
+    """Return the rank of the exact sum: the largest sum of ranks over the modules."""
     ranks: Counter[str] = Counter()
     for adapter in adapters:
         ranks.update({name: spec.rank for name, spec in adapter.modules.items()})
@@ -342,10 +314,10 @@ def _total_rank(adapters: Sequence[Adapter]) -> int:
 
 
 def _serving_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
-    rank = _total_rank(adapters)
+    rank = total_rank(adapters)
     passed = [limit for limit in SERVED_RANKS if rank > limit]
     if passed:
-        yield _caution(
+        yield caution(
             "serving_rank",
             "",
             f"the exact sum has rank {rank}",
@@ -357,33 +329,25 @@ def _serving_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def _read_values(adapters: Sequence[Adapter]) -> tuple[tuple[float | None, ...], list[Finding]]:
-    """Return the norm of each delta, and what its numbers show."""
-    norms: list[float | None] = []
-    findings: list[Finding] = []
-    for adapter in adapters:
-        if not adapter.has_values:
-            norms.append(None)
-            continue
-        squares = dict(map_modules(lambda name, adapter=adapter: (name, _square(adapter, name)), adapter.modules))  # type: ignore[misc]
-        norms.append(math.sqrt(sum(square for square in squares.values() if math.isfinite(square))))
-        findings.extend(_value_findings(adapter, squares))
-    return tuple(norms), findings
+def _read_values(adapters: Sequence[Adapter]) -> tuple[Mapping[str, ModuleStatistic], ...]:
+    """Return norm and spectrum of every module of each adapter; nothing of one whose numbers cannot be read."""
+    return tuple(
+        dict(map_modules(lambda name, adapter=adapter: (name, measure(adapter.factors(name))), adapter.modules))  # type: ignore[misc]
+        if adapter.has_values
+        else {}
+        for adapter in adapters
+    )
 
 
-def _square(adapter: Adapter, module: str) -> float:
-    """Return the squared Frobenius norm of the delta; NaN if a factor holds NaN or infinity."""
-    factors = adapter.factors(module)
-    if not (is_finite(factors.A) and is_finite(factors.B)):
-        return math.nan
-    return float(inner_products(stack([factors]), 1)[0, 0])
+def _norm(statistics: Mapping[str, ModuleStatistic]) -> float:
+    return math.sqrt(sum(module.square for module in statistics.values() if math.isfinite(module.square)))
 
 
-def _value_findings(adapter: Adapter, squares: Mapping[str, float]) -> Iterator[Finding]:
-    broken = [name for name, square in squares.items() if not math.isfinite(square)]
-    zero = [name for name, square in squares.items() if square == 0]
+def _value_findings(adapter: Adapter, statistics: Mapping[str, ModuleStatistic]) -> Iterator[Finding]:
+    broken = [name for name, module in statistics.items() if not math.isfinite(module.square)]
+    zero = [name for name, module in statistics.items() if module.square == 0]
     if broken:
-        yield _problem(
+        yield problem(
             "not_finite",
             _some(broken),
             f"{len(broken)} modules hold NaN or infinity",
@@ -391,8 +355,8 @@ def _value_findings(adapter: Adapter, squares: Mapping[str, float]) -> Iterator[
             "Ask its author to upload it again; nothing of it can be trusted.",
             adapter=adapter.name,
         )
-    if zero and len(zero) == len(squares):
-        yield _caution(
+    if zero and len(zero) == len(statistics):
+        yield caution(
             "untrained",
             "",
             "its delta is zero everywhere",
@@ -401,10 +365,10 @@ def _value_findings(adapter: Adapter, squares: Mapping[str, float]) -> Iterator[
             adapter=adapter.name,
         )
     elif zero:
-        yield _caution(
+        yield caution(
             "partly_zero",
             _some(zero),
-            f"{len(zero)} of {len(squares)} modules have a zero delta",
+            f"{len(zero)} of {len(statistics)} modules have a zero delta",
             "",
             "",
             adapter=adapter.name,
@@ -417,7 +381,7 @@ def _norm_findings(adapters: Sequence[Adapter], norms: Sequence[float | None]) -
         return
     (small, weak), (large, strong) = min(known), max(known)
     if large / small > DOMINANT:
-        yield _caution(
+        yield caution(
             "norms_differ",
             "",
             f"the delta of {strong} is {large / small:.3g} times as large as that of {weak}",
@@ -430,7 +394,7 @@ def _twin_findings(adapters: Sequence[Adapter], norms: Sequence[float | None]) -
     """Tell of adapters that are one under two names, as copies and re-uploads are."""
     for (first, norm), (second, other) in combinations(zip(adapters, norms, strict=True), 2):
         if norm and norm == other and _same_numbers(first, second):
-            yield _caution(
+            yield caution(
                 "same_adapter",
                 "",
                 f"it holds the same numbers as {first.name}",

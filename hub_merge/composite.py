@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from hub_merge.formats.peft import covered
 from hub_merge.formats.tensors import widest
 from hub_merge.gram import Parts
 from hub_merge.methods import Method
+from hub_merge.ranks import ENERGY, Profile, Rank, ranks_by_module
 from hub_merge.recipe import Weight, weight_for
+from hub_merge.spectra import squares_of_sum
 
-__all__ = ["Composite", "compose"]
+__all__ = ["Composite", "compose", "module_generator"]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -31,6 +33,9 @@ class Composite(Adapter):
         weights: One weight a parent.
         method: The merge method.
         rank_asked: Rank asked for, ``None`` for the method's own.
+        energy: Share of the energy that rank ``auto`` keeps, ``None`` where another rank was asked for.
+        profile: Whether all modules are written with one rank.
+        ranks: What the method is told for each module, ``None`` for its own rank.
         options: Every option of the method with its value.
         seed: Seed of every random choice.
         dtype: Dtype it is written in.
@@ -42,7 +47,10 @@ class Composite(Adapter):
     parents: tuple[Adapter, ...]
     weights: tuple[Weight, ...]
     method: Method
-    rank_asked: int | None
+    rank_asked: Rank | None
+    energy: float | None
+    profile: Profile
+    ranks: Mapping[str, int | None]
     options: Mapping[str, Any]
     seed: int
     dtype: str
@@ -55,15 +63,14 @@ class Composite(Adapter):
         """Whether the composite is by definition a linear combination of its parents' deltas."""
         return self.method.coefficients is not None and self.rank_asked is None
 
-    def coefficients(self, weights: Sequence[float], parts: Sequence[LoraFactors]) -> Sequence[float]:
-        """Return the coefficients of that combination for one module.
+    @property
+    def uniform_rank(self) -> int | None:
+        """The one rank that every module is written with; ``None`` where each has its own."""
+        return self.rank if self.profile == "portable" else None
 
-        Raises:
-            MergeError: The method is no linear combination.
-        """
-        if self.method.coefficients is None:
-            raise MergeError(f"{self.method.name} is no linear combination of deltas.")
-        return self.method.coefficients(weights, [part.rank > 0 for part in parts])
+    def coefficients(self, weights: Sequence[float], parts: Sequence[LoraFactors]) -> Sequence[float]:
+        """Return the coefficients of the combination that one module is measured against; see ``Method``."""
+        return self.method.combination(weights, parts)
 
     def weights_at(self, module: str) -> list[float]:
         """Return one number a parent."""
@@ -79,18 +86,13 @@ class Composite(Adapter):
         weights = self.weights_at(module)
         if parents is not None and all(weights):
             return parents, weights
-        empty = LoraFactors.empty(self.modules[module].shape)
-        taking_part = (
-            (parents[i] if parents else parent.factors(module, empty.shape)) if weights[i] else empty
-            for i, parent in enumerate(self.parents)
-        )
-        return Parts(taking_part), weights
+        return _taking_part(parents or self.parents, weights, module, self.modules[module].shape), weights
 
     def merged(self, module: str, parents: Parts | None = None) -> LoraFactors:
         """Run the method for ``module``; see ``parts`` for the arguments."""
         parts, weights = self.parts(module, parents)
-        rng = _generator(self.seed, module)
-        return self.method.kernel(parts, weights, rank=self.rank_asked, rng=rng, **self.options)
+        rng = module_generator(self.seed, module)
+        return self.method.kernel(parts, weights, rank=self.ranks[module], rng=rng, **self.options)
 
 
 def compose(
@@ -98,7 +100,9 @@ def compose(
     weights: Sequence[Weight],
     method: Method,
     *,
-    rank: int | None,
+    rank: Rank | None,
+    energy: float | None = None,
+    profile: Profile = "portable",
     options: Mapping[str, Any],
     seed: int,
     dtype: str | None,
@@ -107,7 +111,10 @@ def compose(
     beside: Extras = NO_EXTRAS,
     name: str = "composite",
 ) -> Composite:
-    """Return the composite that these choices give; nothing is computed yet.
+    """Return the composite that these choices give; nothing is computed yet but ranks that depend on the numbers.
+
+    They follow from the singular values of the linear combination that the method makes, or of the weighted sum for a
+    method that makes none.
 
     Raises:
         MergeError: Every weight is zero, so nothing is left to merge; or there are more adapters than the method takes.
@@ -117,18 +124,27 @@ def compose(
             f"Method {method.name} takes at most {method.most_adapters} adapters; there are {len(parents)}.",
             remedy="Leave some out, merge in steps, or take another method.",
         )
-    specs: dict[str, ModuleSpec] = {}
-    for module in sorted({module for parent in parents for module in parent.modules}):
-        found = [
-            parent.modules[module]
-            for parent, weight in zip(parents, weights, strict=True)
-            if module in parent.modules and weight_for(weight, module)
-        ]
-        if merged_rank := method.output_rank([spec.rank for spec in found], rank):
-            specs[module] = ModuleSpec(module, found[0].kind, found[0].shape, merged_rank, 1.0, "float32")
-    if not specs:
+    found = _specs_taking_part(parents, weights)
+    if not found:
         raise MergeError("Every weight is zero.", remedy="Give at least one adapter a weight.")
+    if rank == "auto" and energy is None:
+        energy = ENERGY
+    ranks = _ranks(parents, weights, method, found, rank, energy or ENERGY, profile)
+    specs = {
+        module: replace(
+            parts[0],
+            rank=method.output_rank([spec.rank for spec in parts], ranks[module]),
+            scaling=1.0,
+            dtype="float32",
+        )
+        for module, parts in found.items()
+    }
     parameters = _target_parameters(parents, specs)
+    if parameters and profile == "peft":
+        raise MergeError(
+            "Profile peft gives each module a rank of its own, which PEFT has not for experts (target_parameters).",
+            remedy="Leave out --profile.",
+        )
     written = dtype or widest(spec.dtype for parent in parents for spec in parent.modules.values())
 
     def load(module: str) -> LoraFactors:
@@ -152,6 +168,9 @@ def compose(
         weights=tuple(weights),
         method=method,
         rank_asked=rank,
+        energy=energy,
+        profile=profile,
+        ranks=ranks,
         options=dict(options),
         seed=seed,
         dtype=written,
@@ -189,7 +208,49 @@ def _target_parameters(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpe
     return next(parent.target_parameters for parent in parents if parent.target_parameters)
 
 
-def _generator(seed: int, module: str) -> np.random.Generator:
+def _specs_taking_part(parents: Sequence[Adapter], weights: Sequence[Weight]) -> dict[str, list[ModuleSpec]]:
+    """Return, by module, the specs of the parents that have it and a weight there."""
+    found: dict[str, list[ModuleSpec]] = {}
+    for module in sorted({module for parent in parents for module in parent.modules}):
+        for parent, weight in zip(parents, weights, strict=True):
+            if module in parent.modules and parent.modules[module].rank and weight_for(weight, module):
+                found.setdefault(module, []).append(parent.modules[module])
+    return found
+
+
+def _taking_part(
+    sources: Sequence[Adapter | LoraFactors], weights: Sequence[float], module: str, shape: tuple[int, int]
+) -> Parts:
+    """Return the factors of ``module``, none of them read of a source of weight zero."""
+    empty = LoraFactors.empty(shape)
+    return Parts(
+        empty if not weight else source if isinstance(source, LoraFactors) else source.factors(module, shape)
+        for source, weight in zip(sources, weights, strict=True)
+    )
+
+
+def _ranks(
+    parents: Sequence[Adapter],
+    weights: Sequence[Weight],
+    method: Method,
+    found: Mapping[str, Sequence[ModuleSpec]],
+    rank: Rank | None,
+    energy: float,
+    profile: Profile,
+) -> Mapping[str, int | None]:
+    """Return the rank to ask the method for in every module; reads the factors only where it depends on them."""
+    if rank is None or (rank != "auto" and profile == "portable"):
+        return dict.fromkeys(found, rank)
+
+    def taking_part(module: str) -> tuple[Parts, Sequence[float]]:
+        numbers = [weight_for(weight, module) for weight in weights]
+        parts = _taking_part(parents, numbers, module, found[module][0].shape)
+        return parts, method.combination(numbers, parts)
+
+    return {**ranks_by_module(squares_of_sum(found, taking_part), rank, energy, profile)}
+
+
+def module_generator(seed: int, module: str) -> np.random.Generator:
     """Return a generator of its own for each module, so that neither their order nor threads change the result."""
     digest = hashlib.sha256(module.encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(digest[:8], "little")])

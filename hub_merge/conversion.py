@@ -159,7 +159,7 @@ def without_initial(adapter: Adapter, initial: Adapter) -> Adapter:
     def load(module: str) -> LoraFactors:
         return _difference(adapter.factors(module), initial.factors(module))
 
-    reference = pinned_reference(initial)
+    reference = pinned_reference(initial.origin, initial.name)
     specs = {}
     for module, spec in adapter.modules.items():
         first = initial.modules[module]

@@ -15,8 +15,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from hub_merge.adapter import LoraFactors
-from hub_merge.elementwise import Merge, Rule, Seed, Values, apply_rule, seeds_of
+from hub_merge.elementwise import Rule, Seed, Values, apply_rule, seeds_of
 from hub_merge.gram import NULL, Float64, Stack, best_rank_k, orthonormal, result_dtype, stack
+from hub_merge.lowrank import closest_update, truncated
 
 __all__ = ["Basis", "CoreSpace", "Space", "core_space", "merge_elementwise", "space_cautions"]
 
@@ -29,12 +30,6 @@ BLOCK = 2**20
 
 NOISE = 1e-13
 """An entry below ``NOISE`` times the summed lengths of an adapter's pieces is zero: its sign would be a coin toss."""
-
-SMALL = 2**18
-"""A merged delta with at most so many entries is decomposed exactly."""
-
-PASSES, OVERSAMPLING = 4, 10
-"""Power iterations, and directions beyond the rank wanted, in the search for the range of a larger one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,17 +55,8 @@ class CoreSpace:
             M: A matrix in these bases, ``(p, q)``.
             rank: Largest rank; the numerical rank of ``M`` by default.
         """
-        core = _truncated(M, rank)
+        core = truncated(M, rank)
         return LoraFactors(self.stacked.right(core.A @ self.right), self.stacked.left(self.left @ core.B))
-
-
-def _truncated(matrix: Float64, rank: int | None) -> LoraFactors:
-    """Return the balanced factors of a small dense matrix, of its numerical rank or the closest of at most ``rank``."""
-    u, s, vt = np.linalg.svd(matrix, full_matrices=False)
-    keep = int(np.count_nonzero(s > NULL * s[:1].sum()))
-    keep = keep if rank is None else min(keep, rank)
-    roots = np.sqrt(s[:keep])
-    return LoraFactors(roots[:, None] * vt[:keep], u[:, :keep] * roots)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -292,7 +278,9 @@ def _in_delta(
     lefts = [part.scaling * part.B.astype(np.float64) for part in parts]
     rights = [part.A.astype(np.float64, copy=False) for part in parts]
     values = _products(lefts, rights, seeds, block_rows)
-    return _fitted(values, rule(values, np.asarray(weights)), rank, rng)
+    merge = rule(values, np.asarray(weights))
+    shape = values.shape[1:]
+    return closest_update(lambda: (merge(start, block) for start, block in values.blocks()), shape, rank, rng)
 
 
 def _in_factors(
@@ -335,24 +323,3 @@ def _floors(stacked: Stack, count: int) -> Float64:
 def _settled(values: Float64, floors: Float64) -> Float64:
     """Return ``values`` with zero in place of rounding, so that no rule counts or elects its sign."""
     return np.where(np.abs(values) <= floors[:, None, None], 0.0, values)
-
-
-def _fitted(values: Values, merge: Merge, rank: int, rng: np.random.Generator) -> LoraFactors:
-    """Return the update of at most ``rank`` that is closest, or nearly so, to the merged matrix.
-
-    Each pass sees the merged matrix D once, block by block, and multiplies the search space by ``Dᵀ D``.
-    """
-    _, rows, columns = values.shape
-    if rows * columns <= SMALL:
-        return _truncated(np.concatenate([merge(start, block) for start, block in values.blocks()]), rank)
-    width = min(rank + OVERSAMPLING, rows, columns)
-    basis = rng.standard_normal((columns, width))
-    for _ in range(PASSES):
-        image = np.zeros((columns, width))
-        for start, block in values.blocks():
-            merged = merge(start, block)
-            image += merged.T @ (merged @ basis)
-        basis, _ = np.linalg.qr(image)
-    Q, T = np.linalg.qr(np.concatenate([merge(start, block) @ basis for start, block in values.blocks()]))
-    core = _truncated(T, rank)
-    return LoraFactors(core.A @ basis.T, Q @ core.B)

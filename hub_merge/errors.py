@@ -5,8 +5,10 @@ HubMergeError                  problem + remedy; the base of all others
 │   ├── AdapterNotFound        no such repository, revision, folder or file; or no right to read it
 │   ├── AdapterFormatError     the files are damaged or contradict themselves
 │   └── UnsupportedAdapter     the files are sound, but not a LoRA this version can merge
+├── CheckpointError            a full model could not be used
 ├── HubUnavailable             the Hub did not answer, or refused for now (time-outs, rate limits, offline)
 ├── IncompatibleAdapters       the adapters do not fit together; carries the whole report
+├── BudgetExceeded             more rank, bytes, adapters or disk than a limit allows; the remedy says how to raise it
 ├── RecipeError                a recipe, weight, option or reference that cannot be understood
 ├── MergeError                 a merge that cannot be carried out as asked
 │   └── UnknownMethod          no method of that name is registered
@@ -28,6 +30,8 @@ __all__ = [
     "AdapterError",
     "AdapterFormatError",
     "AdapterNotFound",
+    "BudgetExceeded",
+    "CheckpointError",
     "HubMergeError",
     "HubUnavailable",
     "IncompatibleAdapters",
@@ -69,6 +73,10 @@ class UnsupportedAdapter(AdapterError):
     """The files are sound, but not a LoRA this version can merge."""
 
 
+class CheckpointError(HubMergeError):
+    """A full model could not be used."""
+
+
 class HubUnavailable(HubMergeError):
     """The Hub did not answer, or refused for now."""
 
@@ -83,6 +91,10 @@ class IncompatibleAdapters(HubMergeError):
             remedy="Leave out or repair the adapters named, or overrule where a finding says how.",
         )
         self.report = report
+
+
+class BudgetExceeded(HubMergeError):
+    """More rank, bytes, adapters or disk than a limit allows."""
 
 
 class RecipeError(HubMergeError):

@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Finding", "Report"]
+from hub_merge.privacy import one_line
+
+__all__ = ["Finding", "Report", "caution", "problem"]
 
 Severity = Literal["problem", "caution"]
 
@@ -14,6 +16,8 @@ Severity = Literal["problem", "caution"]
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One observation about one adapter, or about the set when ``adapter`` is empty.
+
+    Whatever of it comes from the adapter's files is told without local paths, tokens and invisible characters.
 
     Attributes:
         severity: ``problem`` blocks a merge, ``caution`` informs.
@@ -35,6 +39,10 @@ class Finding:
     remedy: str
     overrule: str | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("adapter", "where", "seen", "expected", "remedy"):
+            object.__setattr__(self, name, one_line(getattr(self, name)))
+
     @property
     def allowable(self) -> bool:
         """Whether it is a problem that ``--allow`` and its code accept."""
@@ -52,6 +60,18 @@ class Finding:
     def to_dict(self) -> dict[str, Any]:
         """Return the finding as plain data for JSON."""
         return asdict(self)
+
+
+def problem(
+    code: str, where: str, seen: str, expected: str, remedy: str, *, adapter: str = "", overrule: str | None = None
+) -> Finding:
+    """Return a finding that blocks a merge."""
+    return Finding("problem", code, adapter, where, seen, expected, remedy, overrule)
+
+
+def caution(code: str, where: str, seen: str, expected: str = "", remedy: str = "", *, adapter: str = "") -> Finding:
+    """Return a finding that informs."""
+    return Finding("caution", code, adapter, where, seen, expected, remedy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,13 +6,15 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hub_merge.errors import HubMergeError
 
 __all__ = ["read_front_matter", "split_front_matter"]
 
 FRONT_MATTER = re.compile(r"\A\s*---\n(.*?)(?:\n|(?<=\A---\n))---[ \t]*(?:\n|\Z)", re.DOTALL)
+
+
+MOST = 100_000
+"""Bytes of the longest card that is read from a folder; a parser of YAML takes seconds for a megabyte."""
 
 
 def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
@@ -21,6 +23,8 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
     Raises:
         HubMergeError: The metadata is not a YAML mapping.
     """
+    import yaml
+
     text = card.removeprefix("\ufeff").replace("\r\n", "\n")
     found = FRONT_MATTER.match(text)
     if found is None:
@@ -40,6 +44,8 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
 def read_front_matter(readme: Path) -> dict[str, Any]:
     """Return the metadata of a card on disk, empty where there is none that can be read."""
     try:
+        if readme.stat().st_size > MOST:
+            return {}
         return split_front_matter(readme.read_text(encoding="utf-8"))[0]
     except (HubMergeError, OSError, UnicodeDecodeError):
         return {}

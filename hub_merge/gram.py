@@ -8,7 +8,9 @@ over many orders of magnitude would lose their small parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,6 +30,7 @@ __all__ = [
     "combined_products",
     "cross_products",
     "inner_products",
+    "norm_and_peak",
     "orthonormal",
     "result_dtype",
     "row_products",
@@ -39,6 +42,10 @@ Float64 = NDArray[np.float64]
 
 BLOCK = 2048
 """Features of a factor that are widened to float64 at a time."""
+
+APART = 0.1
+"""Unit vectors that each keep more than this length beside those before them are factored by Cholesky's method, which
+takes a tenth of the time of an eigendecomposition and is then as exact."""
 
 NULL = 1e-14
 """Eigenvalues of a Gram matrix of unit vectors below ``NULL * largest`` are rounding, not directions."""
@@ -207,6 +214,10 @@ def orthonormal(gram: Float64) -> tuple[Float64, Float64]:
     Returns:
         ``(W, R)`` with ``Q = X @ W``: W is ``(R, n)``, R is ``(n, R)``, n the numerical rank.
     """
+    with suppress(np.linalg.LinAlgError):
+        L = np.linalg.cholesky(gram).astype(np.float64, copy=False)
+        if np.diag(L).min(initial=1.0) > APART:
+            return np.linalg.inv(L).T.astype(np.float64, copy=False), L.T
     values, vectors = np.linalg.eigh(gram)
     keep = values > NULL * max(values[-1], 0.0) if len(values) else np.zeros(0, bool)
     roots = np.sqrt(values[keep])
@@ -219,6 +230,24 @@ def _core_svd(stacked: Stack) -> tuple[Float64, Float64, Float64, Float64, Float
     Wa, Ra = orthonormal(stacked.gram_a)
     U, S, Vt = np.linalg.svd((Rb * stacked.lengths) @ Ra.T, full_matrices=False)
     return Wb, U, S, Vt, Wa
+
+
+def norm_and_peak(factors: LoraFactors) -> tuple[float, float]:
+    """Return the squared Frobenius norm and the squared largest singular value of one update, without stacking it.
+
+    A factor that holds NaN or infinity makes both NaN. An update whose pieces cancel to rounding counts as zero.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        gram_a, gram_b = row_products(factors.A, factors.A), column_products(factors.B, factors.B)
+        square = float(np.sum(gram_a * gram_b))
+        lengths = np.sqrt(np.diag(gram_a) * np.diag(gram_b))
+    if not math.isfinite(square):
+        return math.nan, math.nan
+    if square <= NULL * float(lengths.sum()) ** 2:
+        return 0.0, 0.0
+    values, vectors = np.linalg.eigh(gram_a)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    return factors.scaling**2 * square, factors.scaling**2 * float(np.linalg.eigvalsh(root.T @ gram_b @ root)[-1])
 
 
 def singular_values(stacked: Stack) -> Float64:

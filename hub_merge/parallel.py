@@ -39,7 +39,7 @@ def _keep_freed_memory() -> None:
 
 
 def map_modules(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
-    """Yield ``work(item)`` for each item, in order, with at most ``workers + 1`` results waiting.
+    """Yield ``work(item)`` for each item, in order, with at most ``2 * workers + 1`` of them begun or waiting.
 
     BLAS is held to one thread meanwhile: matrices of a module are small, and threads inside a product only wait for
     each other. Parallel work over modules pays instead.
@@ -47,8 +47,13 @@ def map_modules(work: Callable[[Item], Result], items: Iterable[Item], workers: 
     workers = workers or default_workers()
     queue = iter(items)
     _keep_freed_memory()
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[Result]] = deque(pool.submit(work, item) for item in islice(queue, workers + 1))
+    with threadpool_limits(1, user_api="blas"):
+        yield from map(work, queue) if workers == 1 else _in_threads(work, queue, workers)
+
+
+def _in_threads(work: Callable[[Item], Result], queue: Iterator[Item], workers: int) -> Iterator[Result]:
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque(pool.submit(work, item) for item in islice(queue, 2 * workers + 1))
         try:
             while waiting:
                 result = waiting.popleft().result()

@@ -13,8 +13,10 @@ from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
 from hub_merge.advise import Advice, advise
+from hub_merge.budgets import budget
 from hub_merge.card import published_card, render_card, update_card
-from hub_merge.compat import Compatibility, check
+from hub_merge.choice import choose
+from hub_merge.compat import Compatibility, check, total_rank
 from hub_merge.composite import Composite, compose
 from hub_merge.conversion import Place, converted
 from hub_merge.errors import (
@@ -30,23 +32,32 @@ from hub_merge.errors import (
 )
 from hub_merge.extras import checked_policy, decide
 from hub_merge.findings import Finding, Report
-from hub_merge.formats.peft import open_folder, write_portable
-from hub_merge.formats.tensors import WRITABLE
+from hub_merge.formats.opening import open_adapter_files
+from hub_merge.formats.output import get_format
+from hub_merge.formats.peft import contained
+from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
 from hub_merge.layout import CARD_FILE, CONFIG_FILE, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
+from hub_merge.lineage import Standing, standings
 from hub_merge.methods import Method, get_method
+from hub_merge.outliers import dominance_findings
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
 from hub_merge.publish import Published, publish_folder
+from hub_merge.ranks import Profile, Rank, require_rank
 from hub_merge.recipe import REFUSE, MergeRecord, Parent, Recipe, Weight, checked_weight
 from hub_merge.scores import Scores, Scoring, score
-from hub_merge.sources import open_adapter, open_headers, unique_names
+from hub_merge.sources import Opened, open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
 
 __all__ = [
     "advise_on_references",
     "card_of",
     "check_references",
+    "compress",
+    "followers",
+    "inspect_reference",
+    "is_open",
     "merge",
     "merge_to_folder",
     "push",
@@ -58,8 +69,17 @@ __all__ = [
     "verify",
 ]
 
+HEADER_BYTES = 1000
+"""More than two tensors take in the header of a file."""
+
+ABOUT_NUMBERS = ("untrained", "partly_zero", "norms_differ", "same_adapter", "norm_outlier", "spectrum_outlier")
+"""Findings that say something of scores."""
+
 Progress = Callable[[str, int, int], None]
 """Called with the step, what is done and what there is to do."""
+
+Follow = Callable[[str], str | None]
+"""Gives one Hub id for another, ``None`` for none."""
 
 
 def _silent(step: str, done: int, total: int) -> None:
@@ -74,13 +94,16 @@ def merge(
     method: str = "sum",
     *,
     weights: Sequence[Weight] | None = None,
-    rank: int | None = None,
+    rank: Rank | None = None,
+    energy: float | None = None,
+    profile: Profile = "portable",
     seed: int = 0,
     dtype: str | None = None,
     base: str | None = None,
     allow: Sequence[str] = (),
     extras: str = REFUSE,
-    canonical: Callable[[str], str | None] | None = None,
+    canonical: Follow | None = None,
+    original: Follow | None = None,
     **options: Any,
 ) -> Composite:
     """Return the composite of ``adapters``. Its factors are computed when they are asked for or saved.
@@ -89,7 +112,12 @@ def merge(
         adapters: One or more adapters.
         method: Name of the merge method; ``list_methods()`` has them all.
         weights: One number an adapter, or numbers by module (``{"self_attn": 0.5, "*": 1.0}``); 1.0 by default.
-        rank: Rank of the result; ``None`` leaves it to the method.
+        rank: Rank of the result; ``None`` leaves it to the method, ``auto`` takes the smallest that keeps ``energy``.
+        energy: Share of the squared Frobenius norm that ``auto`` keeps of the linear combination that the method makes,
+            or of the weighted sum for a method that makes none, (0, 1]; 0.99 by default.
+        profile: ``portable`` gives all modules one rank. ``peft`` gives each its own, the largest singular values of
+            all modules first: the fewest that keep ``energy`` with ``auto``, ``rank`` a module on average with a
+            number, the method's own without one. Only PEFT and transformers read such a file right.
         seed: Seed of every random choice.
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` takes the widest of the sources.
         base: Hub id that you assert to be the base of all adapters.
@@ -97,10 +125,12 @@ def merge(
         extras: What becomes of heads, biases and token rows: ``refuse``, ``keep:NAME`` (those of one adapter),
             ``average`` (the plain mean over the adapters that have them) or ``drop``.
         canonical: Follows renames of a Hub id, such as ``Hub().canonical``.
+        original: Tells which model a quantised copy was made from, such as ``Hub().original``.
         **options: Options of the method.
 
     Raises:
         IncompatibleAdapters: They do not fit together; the error lists every problem.
+        BudgetExceeded: There are more adapters, or they have a larger rank together, than a limit allows.
         UnknownMethod: No such method.
         MergeError: An option, rank or dtype that the method cannot use.
         RecipeError: Weights that are no numbers, or not one an adapter.
@@ -110,9 +140,10 @@ def merge(
     chosen = get_method(method)
     numbers = _checked_weights(adapters, weights)
     settings = chosen.parse_options(options)
-    _require_choices(rank, dtype, seed)
-    named = unique_names(adapters)
-    compatibility = check(named, base=base, allow=allow, canonical=canonical)
+    _require_choices(dtype, seed)
+    require_rank(rank, energy, profile)
+    named = _affordable(adapters)
+    compatibility = check(named, base=base, allow=allow, canonical=canonical, original=original)
     beside, report = decide(extras, named, numbers, compatibility.report)
     if not report.compatible:
         raise IncompatibleAdapters(report)
@@ -123,6 +154,8 @@ def merge(
         numbers,
         chosen,
         rank=rank,
+        energy=energy,
+        profile=profile,
         options=settings,
         seed=seed,
         dtype=dtype,
@@ -132,23 +165,32 @@ def merge(
     )
 
 
+def _affordable(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters under unique names, or raise ``BudgetExceeded``; none of their numbers is read."""
+    limits = budget()
+    limits.require_adapters(len(adapters))
+    limits.require_rank(total_rank(adapters), "The exact sum")
+    return unique_names(adapters)
+
+
 def _with_cautions(
     compatibility: Compatibility,
     method: Method,
     weights: Sequence[Weight],
     options: Mapping[str, Any],
-    rank: int | None,
+    rank: Rank | None,
 ) -> Compatibility:
-    """Add what is to be told about the method's choices."""
+    """Add what is to be told about the choice of method and weights."""
     numbers = [
         number for weight in weights for number in (weight.values() if isinstance(weight, Mapping) else [weight])
     ]
     told = list(method.cautions(numbers, options)) if method.cautions else []
-    if rank is not None and rank > compatibility.total_rank:
+    if isinstance(rank, int) and rank > compatibility.total_rank:
         told.append(
             f"rank {rank} is more than the adapters have together; the composite has {compatibility.total_rank}"
         )
     cautions = [Finding("caution", "method", "", method.name, text, "", "") for text in told]
+    cautions += dominance_findings(compatibility.adapters, compatibility.statistics, weights)
     return replace(compatibility, report=Report((*compatibility.report.findings, *cautions)))
 
 
@@ -161,9 +203,7 @@ def _checked_weights(adapters: Sequence[Adapter], weights: Sequence[Weight] | No
     return [checked_weight(weight, adapter.name) for weight, adapter in zip(weights, adapters, strict=True)]
 
 
-def _require_choices(rank: int | None, dtype: str | None, seed: int) -> None:
-    if rank is not None and rank < 1:
-        raise MergeError(f"Rank {rank} is no rank.", remedy="Give a whole number from 1.")
+def _require_choices(dtype: str | None, seed: int) -> None:
     if dtype is not None and dtype not in WRITABLE:
         raise MergeError(f"{dtype!r} is no dtype to write.", remedy=f"It is one of {', '.join(WRITABLE)}.")
     if seed < 0:
@@ -191,11 +231,12 @@ def run(
         HubMergeError: An adapter cannot be had, or the merge cannot be carried out.
     """
     get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
-    _require_choices(recipe.rank, recipe.dtype, recipe.seed)
+    _require_choices(recipe.dtype, recipe.seed)
+    require_rank(recipe.rank, recipe.energy, recipe.profile)
     checked_policy(recipe.extras)
     adapters = _open_all(_references(recipe, folder, parents), hub, progress)
     adapters = _converted(recipe, adapters, hub, _finder(parents, folder), progress)
-    return _carry_out(recipe, adapters, canonical=follow_renames(hub))
+    return _carry_out(recipe, adapters, *followers(hub))
 
 
 def _finder(parents: Sequence[str | Path], folder: Path = Path()) -> Place:
@@ -225,48 +266,93 @@ def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> 
             remedy=f"Its local adapters: {', '.join(local.values()) or 'none'}.",
         )
     places = {model: given.get(name, folder / model) for model, name in local.items()}
-    if folder != Path() and (absent := [path for path in places.values() if not path.is_dir()]):
+    if folder != Path() and (absent := [path for path in places.values() if not path.exists()]):
         raise AdapterNotFound(
-            f"{absent[0]}: There is no such folder.",
+            f"{absent[0]}: There is no such folder or file.",
             remedy=f"Put it there, or name where it is: hub-merge merge RECIPE.yaml PATH/TO/{absent[0].name} -o FOLDER",
         )
     return [places.get(source.model, source.model) for source in recipe.models]
 
 
 def _carry_out(
-    recipe: Recipe, adapters: Sequence[Adapter], canonical: Callable[[str], str | None] | None = None
+    recipe: Recipe, adapters: Sequence[Adapter], canonical: Follow | None = None, original: Follow | None = None
 ) -> Composite:
     return merge(
         adapters,
         recipe.merge_method,
         weights=[source.weight for source in recipe.models],
         rank=recipe.rank,
+        energy=recipe.energy,
+        profile=recipe.profile,
         seed=recipe.seed,
         dtype=recipe.dtype,
         base=recipe.base_model,
         allow=recipe.allow,
         extras=recipe.extras,
         canonical=canonical,
+        original=original,
         **recipe.options,
     )
 
 
-def follow_renames(hub: Hub) -> Callable[[str], str | None] | None:
-    """Return what follows renames of base models on the Hub; a Hub that does not answer leaves a name as it is."""
+def followers(hub: Hub) -> tuple[Follow | None, Follow | None]:
+    """Return what follows renames and what follows copies of base models on the Hub; nothing does while offline.
+
+    A Hub that does not answer leaves a name as it is, and is not asked again.
+    """
     if hub.offline:
-        return None
+        return None, None
 
     answers = True
 
-    def canonical(model_id: str) -> str | None:
-        nonlocal answers
-        try:
-            return hub.canonical(model_id) if answers else None
-        except HubUnavailable:
-            answers = False  # the next name would only wait as long again
-            return None
+    def patient(follow: Follow) -> Follow:
+        def followed(model_id: str) -> str | None:
+            nonlocal answers
+            try:
+                return follow(model_id) if answers else None
+            except HubUnavailable:
+                answers = False
+                return None
 
-    return canonical
+        return followed
+
+    return patient(hub.canonical), patient(hub.original)
+
+
+def _checked(
+    adapters: Sequence[Adapter], hub: Hub, base: str | None = None, allow: Sequence[str] = ()
+) -> Compatibility:
+    """Return whether the adapters fit together, their bases followed on the Hub."""
+    canonical, original = followers(hub)
+    return check(adapters, base=base, allow=allow, canonical=canonical, original=original)
+
+
+def compress(
+    adapter: Adapter,
+    rank: Rank = "auto",
+    energy: float | None = None,
+    *,
+    profile: Profile = "portable",
+    dtype: str | None = None,
+    base: str | None = None,
+    allow: Sequence[str] = (),
+) -> Composite:
+    """Return ``adapter`` at a smaller rank, as close to it as that rank allows: method ``svd`` of it alone.
+
+    Args:
+        adapter: What to compress.
+        rank: A whole number, or ``auto`` for the smallest rank that keeps ``energy``; 1 for a delta that is zero.
+        energy: Share of the squared Frobenius norm that ``auto`` keeps, (0, 1]; 0.99 by default.
+        profile: ``portable`` for one rank in all modules, ``peft`` for a rank in each; see ``merge``.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` takes that of the adapter.
+        base: Hub id that you assert to be the adapter's base.
+        allow: Codes of findings that you accept.
+
+    Raises:
+        IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
+        MergeError: A rank, energy, profile or dtype that cannot be used.
+    """
+    return merge([adapter], "svd", rank=rank, energy=energy, profile=profile, dtype=dtype, base=base, allow=allow)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -276,6 +362,7 @@ def save(
     adapter: Adapter,
     folder: Path,
     *,
+    format: str = "peft",
     force: bool = False,
     picture: bool = False,
     base_license: str | None = None,
@@ -288,34 +375,43 @@ def save(
     Args:
         adapter: What to write.
         folder: Where to; created with its parents.
+        format: ``peft``, or ``kohya``, ``diffusers`` or ``mlx`` where that format can hold the adapter.
         force: Replace a composite that is there; what was written around our part of a composite's card stays.
         picture: Draw the scores too (needs matplotlib).
         base_license: Licence of the base model, where it is known.
         progress: Told of each module that is written or compared.
 
     Raises:
+        BudgetExceeded: The file would be larger than a limit or the disk allows.
         OutputExists: ``folder`` exists and ``force`` is not set, or it is a parent's or holds something else too.
         ProofFailed: What was written is not what was asked for; nothing is left behind.
         IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
+        MergeError: The format cannot hold the adapter, or its profile.
     """
+    target = get_format(format)
     composite = adapter if isinstance(adapter, Composite) else merge([adapter])
+    target.require_profile(composite.profile)
     folder = folder.expanduser()
     _require_no_parent(folder, composite)
+    target.require_content(composite)
+    _require_room(composite, folder)
     total = len(composite.modules)
     with staged(folder, force, PUBLISHED_FILES) as stage:
-        write_portable(
+        target.write(
             composite,
             stage,
             base_model=composite.base_model,
             dtype=composite.dtype,
-            rank=composite.rank,
+            rank=composite.uniform_rank,
             progress=_counter("write", total, progress),
         )
-        written = open_folder(stage, name=composite.name, origin=Origin(folder=stage))
+        written = open_adapter_files(stage, choose(target.files), name=composite.name, origin=Origin(folder=stage))
         scoring = Scoring(composite.parents, composite.weights)
         proof = prove(stage, written, composite, _counter("prove", total, progress), scoring)
         _require_proof(proof)
-        _document(composite, stage, proof, scoring.result(), picture=picture, base_license=base_license)
+        scores = scoring.result()
+        record = build_record(composite, stage, scores, proof, base_license, target)
+        _document(record, stage, scores if picture else None)
         if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
             _keep_words(folder / CARD_FILE, stage / CARD_FILE)
     return folder
@@ -338,6 +434,15 @@ def _require_no_parent(folder: Path, composite: Composite) -> None:
             )
 
 
+def _require_room(composite: Composite, folder: Path) -> None:
+    """Raise ``BudgetExceeded`` if the file would be too large: every module is padded to the one rank."""
+    numbers = composite.rank * sum(sum(spec.shape) for spec in composite.modules.values())
+    size = numbers * dtype_named(composite.dtype).itemsize + HEADER_BYTES * len(composite.modules)
+    limits = budget()
+    limits.require_bytes(size, f"A composite of rank {composite.rank} in every module")
+    limits.require_disk(size, folder.parent, "The composite")
+
+
 def _counter(step: str, total: int, progress: Progress) -> Callable[[str], None]:
     progress(step, 0, total)
     done = iter(range(1, total + 1))
@@ -353,18 +458,15 @@ def _require_proof(proof: Proof) -> None:
         )
 
 
-def _document(
-    composite: Composite, stage: Path, proof: Proof, scores: Scores, *, picture: bool, base_license: str | None
-) -> None:
-    """Write record, recipe, picture and card beside the proved files in ``stage``."""
-    record = build_record(composite, stage, scores, proof, base_license)
+def _document(record: MergeRecord, stage: Path, pictured: Scores | None) -> None:
+    """Write record, recipe, card and, with scores to draw, a picture beside the proved files in ``stage``."""
     (stage / RECORD_FILE).write_text(record.to_json(), encoding="utf-8")
     (stage / RECIPE_FILE).write_text(record.recipe.to_yaml(), encoding="utf-8")
-    if picture:
+    if pictured is not None:
         from hub_merge.plots import heat_map
 
-        heat_map(scores, stage / PICTURE_FILE)
-    card = render_card(record, picture=PICTURE_FILE if picture else None)
+        heat_map(pictured, stage / PICTURE_FILE)
+    card = render_card(record, picture=PICTURE_FILE if pictured is not None else None)
     (stage / CARD_FILE).write_text(card, encoding="utf-8")
 
 
@@ -415,25 +517,45 @@ def check_references(
     if full:
         adapters = _open_all(references, hub, progress)
     else:
+        budget().require_adapters(len(references))
         adapters = [open_headers(reference, hub=hub).adapter for reference in references]
-    return check(unique_names(adapters), base=base, allow=allow, canonical=follow_renames(hub))
+    return _checked(_affordable(adapters), hub, base, allow)
+
+
+def inspect_reference(reference: str, *, hub: Hub, revision: str | None = None) -> tuple[Opened, Standing]:
+    """Return one adapter by its headers, and what its base model stands for."""
+    opened = open_headers(reference, revision=revision, hub=hub)
+    canonical, original = followers(hub)
+    return opened, standings([opened.adapter], canonical=canonical, original=original)[0]
 
 
 def score_references(
-    references: Sequence[str], *, hub: Hub, weights: Sequence[Weight] | None = None, progress: Progress = _silent
+    references: Sequence[str],
+    *,
+    hub: Hub,
+    weights: Sequence[Weight] | None = None,
+    exact_signs: bool = False,
+    progress: Progress = _silent,
+    tell: Callable[[Finding], None] = lambda found: None,
 ) -> Scores:
-    """Return the scores of the adapters of ``references``.
+    """Return the scores of the adapters of ``references``; ``tell`` gets what stands out in their numbers.
+
+    See ``score`` for ``weights`` and ``exact_signs``.
 
     Raises:
         IncompatibleAdapters: Their deltas cannot be compared.
     """
-    adapters = unique_names(_open_all(references, hub, progress))
-    compatibility = check(adapters, canonical=follow_renames(hub))
+    adapters = _affordable(_open_all(references, hub, progress))
+    compatibility = _checked(adapters, hub)
     comparable = ("base_differs", "base_unknown", "task_differs", "trained_weights", "unknown_fields", "base_copy")
     blocking = [found for found in compatibility.report.problems if found.code not in comparable]
     if blocking:
         raise IncompatibleAdapters(Report.of(blocking))
-    return score(adapters, None if weights is None else _checked_weights(adapters, weights), spectra=True)
+    for found in compatibility.report.cautions:
+        if found.code in ABOUT_NUMBERS:
+            tell(found)
+    numbers = None if weights is None else _checked_weights(adapters, weights)
+    return score(adapters, numbers, spectra=True, exact_signs=exact_signs)
 
 
 def advise_on_references(
@@ -450,14 +572,15 @@ def advise_on_references(
     Raises:
         IncompatibleAdapters: They cannot be merged at all.
     """
-    adapters = unique_names(_open_all(references, hub, progress))
-    compatibility = check(adapters, base=base, allow=allow, canonical=follow_renames(hub))
+    adapters = _affordable(_open_all(references, hub, progress))
+    compatibility = _checked(adapters, hub, base, allow)
     if not compatibility.compatible:
         raise IncompatibleAdapters(compatibility.report)
     return advise(adapters, score(adapters), compatibility, max_rank=max_rank)
 
 
 def _open_all(references: Sequence[str | Path], hub: Hub, progress: Progress) -> list[Adapter]:
+    budget().require_adapters(len(references))
     adapters = []
     for number, reference in enumerate(references):
         progress("pull", number, len(references))
@@ -473,6 +596,7 @@ def merge_to_folder(
     hub: Hub,
     sources_from: Path = Path(),
     parents: Sequence[str | Path] = (),
+    format: str = "peft",
     force: bool = False,
     picture: bool = False,
     progress: Progress = _silent,
@@ -480,10 +604,12 @@ def merge_to_folder(
     """Carry out ``recipe``, write the composite to ``output`` and return its record; see ``run`` and ``save``."""
     output = output.expanduser()
     require_free(output, force, PUBLISHED_FILES)
+    get_format(format).require_profile(recipe.profile)  # told before anything is downloaded
     composite = run(recipe, hub=hub, folder=sources_from, parents=parents, progress=progress)
     save(
         composite,
         output,
+        format=format,
         force=force,
         picture=picture,
         base_license=_base_license(composite, hub),
@@ -518,7 +644,7 @@ def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) ->
     """
     picture = PICTURE_FILE if (folder / PICTURE_FILE).is_file() else None
     text = render_card(read_record(folder), repo_id=repo_id, picture=picture)
-    path = folder / CARD_FILE
+    path = contained(folder, CARD_FILE)
     if path.is_file():
         text = update_card(path.read_text(encoding="utf-8"), text)
     if write:
@@ -547,6 +673,7 @@ def push_folder(
 
     Raises:
         AdapterNotFound: The folder holds no composite.
+        AdapterFormatError: A file of it is a link that leads out of it.
         PublishError: The Hub refused, or the repository changed meanwhile.
     """
     record = read_record(folder)
@@ -555,13 +682,13 @@ def push_folder(
             f"{repo_id} is a parent of this composite; publishing there would replace it.",
             remedy="Choose another repository, or open a pull request with --create-pr.",
         )
-    if private is None and not all(_is_open(parent, hub) for parent in record.parents):
+    if private is None and not all(is_open(parent, hub) for parent in record.parents):
         private = True
     return publish_folder(
         folder,
         repo_id,
         hub=hub,
-        files=[name for name in PUBLISHED_FILES if (folder / name).is_file()],
+        files=[name for name in PUBLISHED_FILES if contained(folder, name).is_file()],
         private=private,
         create_pr=create_pr,
         commit_message=commit_message,
@@ -579,14 +706,14 @@ def _card_to_publish(folder: Path, repo_id: str, published: str | None) -> str:
     return local if published is None else published_card(published, local)
 
 
-def _is_open(parent: Parent, hub: Hub) -> bool:
-    """Whether anybody can read the parent now; one that is gone or cannot be seen counts as closed."""
-    if parent.private or parent.gated:
+def is_open(source: Parent | Origin, hub: Hub) -> bool:
+    """Whether anybody can read a source now; one that is gone or cannot be seen counts as closed."""
+    if source.private or source.gated:
         return False
-    if parent.repo_id is None:
+    if source.repo_id is None:
         return True
     try:
-        now = hub.describe(Reference(parent.repo_id, parent.commit))
+        now = hub.describe(Reference(source.repo_id, source.commit))
     except HubMergeError:
         return False
     return not (now.private or now.gated)

@@ -19,7 +19,8 @@ import safetensors
 
 from hub_merge.adapter import Adapter, Array, LoraFactors, Tensor
 from hub_merge.composite import Composite
-from hub_merge.formats.peft import EXTRAS_FLAG, covered, extra_fields, parse_config, stored_units
+from hub_merge.formats.output import get_format
+from hub_merge.formats.peft import EXTRAS_FLAG, covered, extra_fields, parse_config, rank_fields, stored_units
 from hub_merge.gram import (
     Float64,
     Parts,
@@ -30,20 +31,24 @@ from hub_merge.gram import (
     result_dtype,
     stack,
 )
-from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
+from hub_merge.layout import CONFIG_FILE
 from hub_merge.methods.sum import combination
 from hub_merge.parallel import map_modules
 from hub_merge.scores import ModuleScores, Scoring, modules_of, parents_of
 
-__all__ = ["Check", "Proof", "Retention", "difference", "prove"]
+__all__ = ["Check", "Loss", "Proof", "Retention", "difference", "prove"]
 
 TOLERANCES = {"float32": 1e-6, "bfloat16": 1e-2, "float16": 2e-3}
 """Largest relative error that rounding both factors to a dtype explains, with some room."""
 
-PLAIN_FIELDS = (
-    "rank_pattern alpha_pattern use_rslora use_dora bias modules_to_save layers_to_transform exclude_modules".split()
-)
+PLAIN_FIELDS = "use_rslora use_dora bias modules_to_save layers_to_transform exclude_modules".split()
 """Fields of the config that a composite leaves empty."""
+
+LONGEST_VALUE = 200
+"""Characters of a field of the config that are quoted."""
+
+MOST_LOSSES = 5
+"""Modules that are named with what they lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +76,23 @@ class Retention:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """What one module lacks of the exact combination of the parents' deltas.
+
+    Attributes:
+        module: Its name.
+        rank: Its rank in the composite.
+        lost: Squared distance to the exact combination over the squared norm of that; ``None`` where that is zero.
+        share: Share of the squared distance of the whole composite, [0, 1].
+    """
+
+    module: str
+    rank: int
+    lost: float | None
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Proof:
     """What re-reading the written file showed.
 
@@ -83,8 +105,10 @@ class Proof:
         worst_module: The module that has it.
         modules: Number of modules compared.
         reference: ``definition`` (the weighted sum of the parents' factors) or ``recomputed`` (the method run again).
-        distance_to_sum: Relative Frobenius distance of the whole composite to the exact weighted sum.
-        energy_kept: Squared norm of the composite over that of the exact weighted sum.
+        distance_to_sum: Relative Frobenius distance of the whole composite to the exact linear combination of the
+            parents' deltas that the method makes without a rank; for a method that makes none, to the weighted sum.
+        energy_kept: Squared norm of the composite over that of the same combination.
+        losses: The modules that lack most of it, at most five; none where all that lacks is rounding.
         retention: Per parent.
         checks: Everything that was looked at.
     """
@@ -97,6 +121,7 @@ class Proof:
     reference: Literal["definition", "recomputed"]
     distance_to_sum: float | None
     energy_kept: float | None
+    losses: tuple[Loss, ...]
     retention: tuple[Retention, ...]
     checks: tuple[Check, ...]
 
@@ -116,8 +141,8 @@ class _Measured:
     Attributes:
         module: Its name.
         error: Relative error of the written delta against the wanted one.
-        distance: Norm of the difference between the written delta and the exact weighted sum.
-        squares: Squared norms of the written delta, the wanted one, the exact sum and each parent, ``(3 + T,)``.
+        distance: Norm of the difference between the written delta and the exact combination.
+        squares: Squared norms of the written delta, the wanted one, the exact one and each parent, ``(3 + T,)``.
         along: Inner products of the written and of the wanted delta with each parent, ``(2, T)``.
     """
 
@@ -167,6 +192,7 @@ def prove(
             Check("retention", _as_predicted(retention, norms, tolerance), "each parent's share is what was predicted"),
         )
     distance = math.sqrt(sum(entry.distance**2 for entry in compared))
+    distance_to_sum = _ratio(distance, math.sqrt(max(squares[2], 0.0)))
     return Proof(
         passed=all(check.passed for check in checks),
         tolerance=tolerance,
@@ -174,8 +200,9 @@ def prove(
         worst_module=worst.module if worst else None,
         modules=len(compared),
         reference="definition" if asked.is_linear else "recomputed",
-        distance_to_sum=_ratio(distance, math.sqrt(max(squares[2], 0.0))),
+        distance_to_sum=distance_to_sum,
         energy_kept=_ratio(squares[0], squares[2]),
+        losses=_losses(compared, asked) if (distance_to_sum or 0.0) > tolerance else (),
         retention=retention,
         checks=checks,
     )
@@ -199,6 +226,22 @@ def _visit_modules(
             progress(measured.module)
 
 
+def _losses(measured: Sequence[_Measured], asked: Composite) -> tuple[Loss, ...]:
+    """Return the modules that lack most of the exact combination, largest part first."""
+    total = sum(entry.distance**2 for entry in measured)
+    most = sorted(measured, key=lambda entry: (-entry.distance, entry.module))[:MOST_LOSSES]
+    return tuple(
+        Loss(
+            entry.module,
+            asked.modules[entry.module].rank,
+            lost=_ratio(entry.distance**2, entry.squares[2]),
+            share=entry.distance**2 / total,
+        )
+        for entry in most
+        if entry.distance
+    )
+
+
 def _ratio(value: float, of: float) -> float | None:
     return float(value / of) if of > 0 else None
 
@@ -217,29 +260,22 @@ def _as_predicted(retention: Sequence[Retention], norms: Float64, tolerance: flo
 
 def _structure_checks(folder: Path, written: Adapter, asked: Composite) -> tuple[Check, ...]:
     """Check the file as any loader will see it."""
-    config = parse_config((folder / CONFIG_FILE).read_bytes())
+    weights = folder / written.origin.files[-1]
     missing, extra = asked.modules.keys() - written.modules.keys(), written.modules.keys() - asked.modules.keys()
     shapes = [
-        name
-        for name in asked.modules.keys() & written.modules.keys()
-        if asked.modules[name].shape != written.modules[name].shape
+        name for name in asked.modules.keys() & written.modules.keys() if _shape(asked, name) != _shape(written, name)
     ]
-    targets = config.get("target_modules")
-    listed = targets if isinstance(targets, list) else []
-    plain = [module for module, spec in written.modules.items() if spec.kind != "expert"]
-    untargeted = [module for module in plain if not covered(module, listed)]
     findings = [
         finding.describe()
         for finding in written.findings
         if finding.severity == "problem" and not (asked.extras and finding.overrule == EXTRAS_FLAG)
     ]
-    problems = [*_config_problems(config, asked), *findings]
+    tensors = get_format(written.format).tensors * len(stored_units(asked)) + len(asked.extras)
     return (
-        _parser_check(folder / WEIGHTS_FILE, 2 * len(stored_units(asked)) + len(asked.extras)),
+        _parser_check(weights, tensors),
         Check("modules", not (missing or extra), _listed(("missing", missing), ("unexpected", extra))),
         Check("shapes", not shapes, _listed(("of another shape", shapes))),
-        Check("config", not problems, "; ".join(problems) or "one rank, alpha equals rank, no variant"),
-        Check("targets", not untargeted, _listed(("that target_modules does not select", untargeted))),
+        *(_peft_checks(folder, written, asked, findings) if written.format == "peft" else _plain_checks(findings)),
         *([_extras_check(written, asked)] if asked.extras else []),
     )
 
@@ -257,6 +293,26 @@ def _same_bits(one: Tensor, two: Tensor) -> bool:
     return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
 
 
+def _plain_checks(findings: Sequence[str]) -> Iterator[Check]:
+    yield Check("content", not findings, "; ".join(findings) or "factors and nothing else")
+
+
+def _peft_checks(folder: Path, written: Adapter, asked: Composite, findings: Sequence[str]) -> Iterator[Check]:
+    config = parse_config((folder / CONFIG_FILE).read_bytes())
+    targets = config.get("target_modules")
+    listed = targets if isinstance(targets, list) else []
+    plain = [module for module, spec in written.modules.items() if spec.kind != "expert"]
+    untargeted = [module for module in plain if not covered(module, listed)]
+    problems = [*_config_problems(config, asked), *findings]
+    yield Check("config", not problems, "; ".join(problems) or f"{_ranks(asked)}, alpha equals rank, no variant")
+    yield Check("targets", not untargeted, _listed(("that target_modules does not select", untargeted)))
+
+
+def _shape(adapter: Adapter, module: str) -> tuple[tuple[int, int], tuple[int, ...]]:
+    spec = adapter.modules[module]
+    return spec.shape, spec.kernel
+
+
 def _listed(*groups: tuple[str, Collection[str]]) -> str:
     """Return how many modules each group has, and the first few of them."""
     return ", ".join(
@@ -264,10 +320,19 @@ def _listed(*groups: tuple[str, Collection[str]]) -> str:
     )
 
 
+def _ranks(asked: Composite) -> str:
+    return "one rank" if asked.uniform_rank else "a rank for each module"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
 def _config_problems(config: Mapping[str, Any], asked: Composite) -> Iterator[str]:
     """Tell which fields make a loader see another delta, or put it into another base, than was asked for."""
     wanted = {
-        "lora_alpha": config.get("r"),
+        **rank_fields(asked.modules, asked.uniform_rank),
         "fan_in_fan_out": asked.fan_in_fan_out,
         "base_model_name_or_path": asked.base_model,
         "target_parameters": sorted(asked.target_parameters) or None,
@@ -275,7 +340,7 @@ def _config_problems(config: Mapping[str, Any], asked: Composite) -> Iterator[st
     }
     for field, value in wanted.items():
         if config.get(field) != value:
-            yield f"{field} is {config.get(field)!r}, expected {value!r}"
+            yield f"{field} is {_brief(config.get(field))}, expected {_brief(value)}"
     for field in PLAIN_FIELDS:
         if field not in wanted and config.get(field) not in (None, False, "none", "", [], {}):
             yield f"{field} is {config[field]!r}, expected none"
@@ -298,32 +363,31 @@ def _measure(module: str, parents: Parts, written: Adapter, asked: Composite) ->
     """Compare the written delta of ``module`` with the wanted one."""
     parts, weights = asked.parts(module, parents)
     count = len(parents)
-    coefficients = list(asked.coefficients(weights, parts)) if asked.is_linear else None
-    wanted = asked.merged(module, parents) if coefficients is None else combination(parts, coefficients)
+    coefficients = list(asked.coefficients(weights, parts))
+    wanted = combination(parts, coefficients) if asked.is_linear else asked.merged(module, parents)
     got = _trimmed(written.factors(module), wanted.rank)
     stacked = stack(parents)
     own = inner_products(stacked, count)
-    rows = np.array([weights] if coefficients is None else [weights, coefficients])
-    combined = combined_products(own, np.concatenate([rows, np.eye(count)]))
+    combined = combined_products(own, np.concatenate([[coefficients], np.eye(count)]))
+    exact = float(combined[0, 0])
     apart = difference(got, wanted)
-    if coefficients is None:
-        along, squares = _against([got, wanted], stacked, count)
-    else:
-        along, squares = combined[1:2, -count:], combined[1:2, 1]
+    if asked.is_linear:
+        along, squares = combined[:1, 1:], combined[:1, 0]
         if apart:
             along_got, squares_got = _against([got], stacked, count)
             along, squares = np.concatenate([along_got, along]), np.concatenate([squares_got, squares])
         else:
             along, squares = np.repeat(along, 2, axis=0), np.repeat(squares, 2)
+    else:
+        along, squares = _against([got, wanted], stacked, count)
     went_in = math.sqrt(sum((w**2) * own[i, i] for i, w in enumerate(weights)))
     scale = max(math.sqrt(max(squares[1], 0.0)), went_in)
-    is_sum = coefficients == weights
-    to_sum = squares[0] - 2 * float(along[0] @ weights) + combined[0, 0]
+    to_exact = squares[0] - 2 * float(along[0] @ coefficients) + exact
     return _Measured(
         module,
         error=math.inf if math.isnan(apart) else apart / (scale or 1.0),
-        distance=apart if is_sum else math.sqrt(max(to_sum, 0.0)),
-        squares=np.concatenate([squares, [combined[0, 0]], np.diag(own)]),
+        distance=apart if asked.is_linear else math.sqrt(max(to_exact, 0.0)),
+        squares=np.concatenate([squares, [exact], np.diag(own)]),
         along=along,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
@@ -13,7 +14,10 @@ from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.conversion import conversion_of
 from hub_merge.errors import AdapterNotFound, ProofFailed
-from hub_merge.layout import CONFIG_FILE, RECORD_FILE, WEIGHTS_FILE
+from hub_merge.formats.output import FileFormat
+from hub_merge.formats.peft import contained
+from hub_merge.formats.strict_json import read_bounded
+from hub_merge.layout import RECORD_FILE
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
 from hub_merge.scores import Scores
@@ -22,15 +26,20 @@ from hub_merge.sources import digests, file_digest, open_adapter, pinned_referen
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
 
-__all__ = ["build_record", "read_record", "reopen", "require_files"]
+__all__ = ["build_record", "parent_of", "read_record", "reopen", "require_files"]
+
+MAX_RECORD = 10_000_000
+"""Bytes of the longest record that is read; one of 64 parents has two million."""
 
 
 def build_record(
-    composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None
+    composite: Composite, folder: Path, scores: Scores, proof: Proof, base_license: str | None, target: FileFormat
 ) -> MergeRecord:
     """Return the record of a composite whose files lie in ``folder``; nothing in it tells of this machine."""
+    bases = {standing.adapter: standing.stands_for for standing in composite.compatibility.bases}
     parents = tuple(
-        _parent(parent, weight) for parent, weight in zip(composite.parents, composite.weights, strict=True)
+        parent_of(parent, weight, bases.get(parent.name))
+        for parent, weight in zip(composite.parents, composite.weights, strict=True)
     )
     beside = composite.beside
     recipe = Recipe(
@@ -38,6 +47,8 @@ def build_record(
         models=tuple(Source(parent.model, parent.weight, conversion_of(parent.converted)) for parent in parents),
         base_model=composite.base_model,
         rank=composite.rank_asked,
+        energy=composite.energy,
+        profile=composite.profile,
         options=composite.options,
         dtype=composite.dtype,
         seed=composite.seed,
@@ -51,11 +62,14 @@ def build_record(
         base_license=base_license,
         output={
             "rank": composite.rank,
+            **_ranks(composite),
             "dtype": composite.dtype,
             "modules": len(composite.modules),
             "task_type": composite.task_type,
             **({"extras": beside.to_dict()} if beside.specs or beside.dropped else {}),
-            "files": [asdict(file_digest(folder / name)) for name in (CONFIG_FILE, WEIGHTS_FILE)],
+            "format": target.name,
+            "components": sorted({spec.component for spec in composite.modules.values() if spec.component}),
+            "files": [asdict(file_digest(folder / name)) for name in target.files],
         },
         findings=tuple(finding.to_dict() for finding in composite.compatibility.report.findings),
         scores=scores.to_dict(modules=False),
@@ -64,12 +78,21 @@ def build_record(
     )
 
 
-def _parent(adapter: Adapter, weight: Weight) -> Parent:
+def _ranks(composite: Composite) -> dict[str, Any]:
+    """Return how many modules have which rank, where they have a rank of their own."""
+    if composite.profile == "portable":
+        return {}
+    counts = Counter(spec.rank for spec in composite.modules.values())
+    return {"ranks": {str(rank): count for rank, count in sorted(counts.items())}}
+
+
+def parent_of(adapter: Adapter, weight: Weight, base: str | None = None) -> Parent:
+    """Return what a record keeps of an adapter that goes into something with ``weight``; ``base`` is its base."""
     origin = adapter.origin
     scalings = [spec.scaling for spec in adapter.modules.values()] or [0.0]
     return Parent(
         name=adapter.name,
-        model=pinned_reference(adapter),
+        model=pinned_reference(adapter.origin, adapter.name),
         repo_id=origin.repo_id,
         commit=origin.commit,
         subfolder=origin.subfolder,
@@ -84,6 +107,7 @@ def _parent(adapter: Adapter, weight: Weight) -> Parent:
         modules=len(adapter.modules),
         task_type=adapter.task_type,
         converted=adapter.converted,
+        base_stands_for=base,
     )
 
 
@@ -93,6 +117,7 @@ def read_record(folder: Path) -> MergeRecord:
     Raises:
         AdapterNotFound: It has none.
         RecipeError: It is damaged, or of a newer version.
+        AdapterFormatError: It is too long, or a link that leads out of the folder.
     """
     path = folder / RECORD_FILE
     if not path.is_file():
@@ -100,7 +125,7 @@ def read_record(folder: Path) -> MergeRecord:
             f"{folder.name} has no {RECORD_FILE}, so it is no composite of hub-merge.",
             remedy="Merge again with this version.",
         )
-    return MergeRecord.from_json(path.read_bytes())
+    return MergeRecord.from_json(read_bounded(contained(folder, RECORD_FILE), most=MAX_RECORD))
 
 
 def reopen(parent: Parent, local: Sequence[Adapter], hub: Hub) -> Adapter:
@@ -111,7 +136,11 @@ def reopen(parent: Parent, local: Sequence[Adapter], hub: Hub) -> Adapter:
         ProofFailed: Its files are not those that were recorded.
     """
     if parent.repo_id is not None:
-        adapter = open_adapter(parent.model, hub=hub)
+        from hub_merge.hub import Reference
+
+        weights = parent.files[-1]["name"] if parent.files else ""
+        place = Reference(parent.repo_id, parent.commit, parent.subfolder, weights)  # refuses what leads elsewhere
+        adapter = open_adapter(f"hf://{place.repo_id}/{place.place}".rstrip("/"), revision=place.revision, hub=hub)
         require_files(adapter, parent.files, parent.model)
         return adapter.renamed(parent.name)
     if not parent.files:

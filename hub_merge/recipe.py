@@ -12,7 +12,7 @@ A recipe is YAML whose field names follow mergekit's configuration where they me
           weight:                               # by module: the first filter found in the module's name counts
             - {filter: self_attn.v_proj, value: 0.5}
             - {value: 1.0}
-    parameters: {rank: 8, clustering: kmeans}
+    parameters: {rank: 8, clustering: kmeans}  # or {rank: auto, energy: 0.99}
     dtype: float32
     seed: 0
 """
@@ -26,9 +26,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
-import yaml
-
 from hub_merge.errors import RecipeError
+from hub_merge.ranks import PROFILES, Profile, Rank
 
 __all__ = [
     "REFUSE",
@@ -53,8 +52,8 @@ EVERY_MODULE = "*"
 REFUSE = "refuse"
 """What happens to tensors beside the factors as long as nobody decides."""
 
-FIELDS = ("merge_method", "base_model", "models", "parameters", "dtype", "seed", "allow", "extras")
-"""Fields of a recipe."""
+FIELDS = "merge_method base_model models parameters profile dtype seed allow extras".split()
+"""What a recipe may say at its top."""
 
 
 def weight_for(weight: Weight, module: str) -> float:
@@ -124,7 +123,9 @@ class Recipe:
         merge_method: Registered name of the method.
         models: The adapters with their weights, in order.
         base_model: Base model, asserted by the user where the adapters do not prove it.
-        rank: Rank asked for; ``None`` leaves it to the method.
+        rank: Rank asked for, ``auto`` for the smallest that keeps ``energy``; ``None`` leaves it to the method.
+        energy: Share of the squared norm that ``auto`` keeps, (0, 1]; ``None`` for 0.99.
+        profile: ``portable`` for one rank in all modules, ``peft`` for a rank in each.
         options: Further options of the method.
         dtype: Dtype of the written factors; ``None`` takes the widest of the sources.
         seed: Seed of every random choice.
@@ -135,7 +136,9 @@ class Recipe:
     merge_method: str
     models: tuple[Source, ...]
     base_model: str | None = None
-    rank: int | None = None
+    rank: Rank | None = None
+    energy: float | None = None
+    profile: Profile = "portable"
     options: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
     seed: int = 0
@@ -144,7 +147,8 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in the shape of its YAML."""
-        parameters = {**({} if self.rank is None else {"rank": self.rank}), **self.options}
+        size = {"rank": self.rank, "energy": self.energy}
+        parameters = {**{name: value for name, value in size.items() if value is not None}, **self.options}
         asked: dict[str, Any] = {
             "merge_method": self.merge_method,
             "base_model": self.base_model,
@@ -157,6 +161,7 @@ class Recipe:
                 for source in self.models
             ],
             "parameters": parameters,
+            "profile": None if self.profile == "portable" else self.profile,
             "dtype": self.dtype,
             "seed": self.seed,
             "allow": list(self.allow),
@@ -166,6 +171,8 @@ class Recipe:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML that ``from_yaml`` reads back."""
+        import yaml
+
         text: str = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
         return text
 
@@ -176,6 +183,8 @@ class Recipe:
         Raises:
             RecipeError: The text is not YAML, or a field is missing, unknown or of the wrong kind.
         """
+        import yaml
+
         try:
             content = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -192,12 +201,14 @@ class Recipe:
         if not models:
             raise RecipeError("The recipe lists no models.", remedy="Add 'models:' with one '- model: …' an adapter.")
         options = dict(_mapping(content.get("parameters"), "parameters"))
-        rank = options.pop("rank", None)
+        rank, energy = options.pop("rank", None), options.pop("energy", None)
         return cls(
             merge_method=_text(content.get("merge_method", "sum"), "merge_method"),
             models=tuple(_source(entry) for entry in models),
             base_model=None if content.get("base_model") is None else _text(content["base_model"], "base_model"),
-            rank=None if rank is None else _integer(rank, "rank", at_least=1),
+            rank=rank if rank in (None, "auto") else _integer(rank, "rank", at_least=1),
+            energy=None if energy is None else _share(energy, "energy"),
+            profile=_profile(content.get("profile", "portable")),
             options=options,
             dtype=None if content.get("dtype") is None else _text(content["dtype"], "dtype"),
             seed=_integer(content.get("seed", 0), "seed", at_least=0),
@@ -297,6 +308,19 @@ def _integer(value: object, name: str, at_least: int) -> int:
     return value
 
 
+def _share(value: object, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise RecipeError(f"'{name}' is {value!r}.", remedy="It must be a number above 0 and up to 1, such as 0.99.")
+    return float(value)
+
+
+def _profile(value: object) -> Profile:
+    for profile in PROFILES:
+        if value == profile:
+            return profile
+    raise RecipeError(f"'profile' is {value!r}.", remedy=f"It must be one of {', '.join(PROFILES)}.")
+
+
 @dataclass(frozen=True, slots=True)
 class Parent:
     """One adapter that went into a composite, as the record keeps it.
@@ -308,7 +332,7 @@ class Parent:
         commit: Commit of the repository, 40 hex digits.
         subfolder: Folder inside the repository.
         files: ``{name, sha256, size}`` of each file that was read.
-        base_model: Base model as the adapter states it; ``None`` also where it stated a local path.
+        base_model: Base model that it was trained on, as it states it; ``None`` also where it stated a local path.
         license: Licence the repository states.
         gated: Whether the repository asks for access.
         private: Whether the repository is private.
@@ -317,6 +341,7 @@ class Parent:
         scalings: Smallest and largest effective scaling over the modules.
         modules: Number of adapted modules.
         task_type: PEFT task type.
+        base_stands_for: The model that its base stands for, such as the original of a quantised copy.
         converted: How it was made plain, and with what error; ``None`` if it was merged as it is.
     """
 
@@ -335,6 +360,7 @@ class Parent:
     scalings: tuple[float, float]
     modules: int
     task_type: str | None
+    base_stands_for: str | None = None
     converted: Mapping[str, Any] | None = None
 
 
@@ -343,6 +369,20 @@ def _parent_to_dict(parent: Parent) -> dict[str, Any]:
     if parent.converted is None:
         del content["converted"]
     return content
+
+
+def _parent(content: Mapping[str, Any]) -> Parent:
+    """Read a parent of a record; ``TypeError`` or ``ValueError`` if a field is not of its kind."""
+    low, high = (float(scaling) for scaling in content["scalings"])
+    weight = checked_weight(content["weight"], "a parent")
+    parent = Parent(**{**content, "files": tuple(content["files"]), "scalings": (low, high), "weight": weight})
+    texts = (parent.name, parent.model, parent.subfolder)
+    optional = (parent.repo_id, parent.commit, parent.base_model, parent.license, parent.task_type)
+    if not all(isinstance(text, str) for text in (*texts, *(text for text in optional if text is not None))):
+        raise TypeError("a text of a parent is none")
+    if not all(type(number) is int for number in (parent.rank, parent.modules)):
+        raise TypeError("rank or modules of a parent are no numbers")
+    return parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,7 +394,7 @@ class MergeRecord:
         parents: The adapters that went in.
         base_model: Canonical base, ``None`` if unknown.
         base_license: Licence of the base, where it could be read.
-        output: ``{rank, dtype, modules, task_type, files}`` of the composite.
+        output: ``{rank, dtype, modules, task_type, format, components, files}`` of the composite.
         findings: Cautions and accepted problems, as plain data.
         scores: The orthogonality scores, as plain data (``scores.Scores.to_dict``).
         proof: What re-reading the written file showed (``proof.Proof.to_dict``).
@@ -396,6 +436,11 @@ class MergeRecord:
         """
         try:
             content = json.loads(text)
+            if "kind" in content:
+                raise RecipeError(
+                    f"This is a {content['kind']}, made by another command, and no composite.",
+                    remedy="Name the composite that it was made from; `hub-merge push` takes either.",
+                )
             version = content["schema_version"]
             if not isinstance(version, int) or version > SCHEMA_VERSION:
                 raise RecipeError(
@@ -407,10 +452,7 @@ class MergeRecord:
                     raise TypeError("a file has no name or no sha256")
             return cls(
                 recipe=Recipe.from_dict(content["recipe"]),
-                parents=tuple(
-                    Parent(**{**parent, "files": tuple(parent["files"]), "scalings": tuple(parent["scalings"])})
-                    for parent in content["parents"]
-                ),
+                parents=tuple(_parent(parent) for parent in content["parents"]),
                 base_model=content["base_model"],
                 base_license=content["base_license"],
                 output=content["output"],

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hub_merge.adapter import Adapter, FileDigest, Origin
-from hub_merge.errors import AdapterNotFound, HubMergeError
-from hub_merge.formats.peft import adapter_files, adapter_from_headers, open_folder
+from hub_merge.bases import read_base
+from hub_merge.budgets import budget
+from hub_merge.choice import choose
+from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
+from hub_merge.formats import checkpoints
+from hub_merge.formats.opening import adapter_from_headers, open_adapter_files
+from hub_merge.formats.peft import contained
 from hub_merge.frontmatter import read_front_matter
 from hub_merge.layout import CARD_FILE, CONFIG_FILE
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub, PinnedRepo, Reference
 
-__all__ = ["Opened", "digests", "file_digest", "open_adapter", "open_headers", "pinned_reference", "unique_names"]
+__all__ = [
+    "Opened",
+    "digests",
+    "file_digest",
+    "open_adapter",
+    "open_headers",
+    "open_model",
+    "pinned_reference",
+    "unique_names",
+]
+
+
+Result = TypeVar("Result")
+
+GGUF_FIELDS = 65_536
+"""Bytes in which a GGUF adapter, which has no vocabulary, states its fields."""
+ADAPTER_MARKS = (b"adapter.type", b"adapter.lora.alpha")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +65,7 @@ def open_adapter(
     A folder that exists wins over a Hub id of the same spelling, as everywhere in the ecosystem.
 
     Args:
-        reference: Folder, ``owner/name[@revision][:subfolder]``, or an address.
+        reference: Folder or file, ``owner/name[@revision][:subfolder or file]``, or an address.
         revision: Branch, tag or commit.
         subfolder: Folder inside the repository or folder.
         hub: Client to pull with.
@@ -51,57 +73,160 @@ def open_adapter(
 
     Raises:
         AdapterError: It is not there, damaged, or no LoRA.
+        BudgetExceeded: It is larger, or of a larger rank, than a limit allows.
         HubUnavailable: The Hub did not answer.
         RecipeError: ``reference`` names nothing.
     """
-    if (folder := _local_folder(reference, subfolder)) is not None:
-        return _named_errors(str(reference), lambda: _open_local(folder))
+    if (place := _local_place(reference, subfolder)) is not None:
+        return _affordable(_named_errors(str(reference), lambda: _open_local(place, hub.allow_pickle)))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
+    _named_errors(str(reference), lambda: _require_adapter(pinned, hub))
+    return _open_pulled(reference, pinned, hub, progress)
+
+
+def _open_pulled(reference: str | Path, pinned: PinnedRepo, hub: Hub, progress: bool) -> Adapter:
     pulled = hub.pull(pinned, progress=progress)
-    origin = _origin(pinned, pulled)
-    return _named_errors(str(reference), lambda: open_folder(pulled, name=_short_name(pinned), origin=origin))
+    chosen = choose(pinned.names(), pinned.file)
+    adapter = _named_errors(
+        str(reference),
+        lambda: open_adapter_files(
+            pulled,
+            chosen,
+            name=chosen.name(_short_name(pinned)),
+            origin=_origin(pinned, pulled),
+            allow_pickle=hub.allow_pickle,
+        ),
+    )
+    return _affordable(adapter)
+
+
+def _require_adapter(pinned: PinnedRepo, hub: Hub) -> None:
+    """Raise a typed error for a file that is no adapter before all of it is downloaded: it may be a large model."""
+    found = hub.contents(pinned)
+    if found.is_peft:
+        return
+    if found.has_headers:
+        _from_headers(pinned, hub, tokens=False)
+    elif not any(mark in hub.read_start(pinned, found.weights[0], GGUF_FIELDS) for mark in ADAPTER_MARKS):
+        raise UnsupportedAdapter(
+            f"{found.weights[0]} is no LoRA adapter of llama.cpp.", remedy="Full models cannot be merged."
+        )
 
 
 def open_headers(
-    reference: str | Path, *, revision: str | None = None, subfolder: str | None = None, hub: Hub
+    reference: str | Path,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    hub: Hub,
+    tokens: bool = True,
+    download: bool = True,
 ) -> Opened:
     """Open an adapter from its config and tensor headers alone; on the Hub that costs kilobytes.
 
-    Args and errors are those of ``open_adapter``. The numbers of a local adapter stay readable.
+    Args and errors are those of ``open_adapter``; ``tokens=False`` leaves out the tokenizer of a Hub adapter. Weights
+    without such headers (GGUF, pickles) are pulled, or refused with ``download=False``. The numbers of a local adapter
+    stay readable.
     """
-    if (folder := _local_folder(reference, subfolder)) is not None:
-        adapter = _named_errors(str(reference), lambda: _open_local(folder))
-        return Opened(adapter, 0, sum(path.stat().st_size for path in _read_files(folder)))
+    if (place := _local_place(reference, subfolder)) is not None:
+        adapter = _named_errors(str(reference), lambda: _open_local(place, hub.allow_pickle))
+        return Opened(_affordable(adapter), 0, _size(adapter))
     pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
-    remote = hub.read_headers(pinned)
-    adapter = _named_errors(
-        str(reference),
-        lambda: adapter_from_headers(
-            remote.config, remote.headers, remote.sizes, name=_short_name(pinned), origin=_origin(pinned, None)
-        ),
+    found = hub.contents(pinned)
+    if not found.has_headers:
+        if not download:
+            raise UnsupportedAdapter(
+                f"{reference}: {found.weights[0]} has no header that can be read alone.",
+                remedy="Check this adapter by its name, which downloads it.",
+            )
+        adapter = open_adapter(reference, revision=revision, subfolder=subfolder, hub=hub)
+        return Opened(adapter, _size(adapter), _size(adapter))
+    opened = _named_errors(str(reference), lambda: _from_headers(pinned, hub, tokens=tokens))
+    budget().require_bytes(opened.bytes_total, str(reference))
+    return replace(opened, adapter=_affordable(opened.adapter))
+
+
+def _from_headers(pinned: PinnedRepo, hub: Hub, *, tokens: bool) -> Opened:
+    remote = hub.read_headers(pinned, tokens=tokens)
+    adapter = adapter_from_headers(
+        remote.config,
+        remote.headers,
+        remote.sizes,
+        name=choose(pinned.names(), pinned.file).name(_short_name(pinned)),
+        origin=_origin(pinned, None),
+        tokens=remote.tokens,
     )
-    return Opened(adapter, remote.bytes_read, len(remote.config) + sum(remote.sizes.values()))
+    return Opened(adapter, remote.bytes_read, len(remote.config or b"") + sum(remote.sizes.values()))
 
 
-def _local_folder(reference: str | Path, subfolder: str | None) -> Path | None:
+def _affordable(adapter: Adapter) -> Adapter:
+    """Return ``adapter``, or raise ``BudgetExceeded`` for its rank; none of its numbers is read."""
+    budget().require_rank(adapter.rank, adapter.name)
+    return adapter
+
+
+def _size(adapter: Adapter) -> int:
+    return sum(path.stat().st_size for path in _read_files(adapter))
+
+
+def open_model(reference: str | Path, *, revision: str | None = None, hub: Hub) -> checkpoints.Checkpoint:
+    """Open the full model that ``reference`` names, pulling its safetensors to the cache if it is on the Hub.
+
+    Args:
+        reference: Folder, ``owner/name[@revision][:subfolder]``, an address, or a name from before owners, as gpt2.
+        revision: Branch, tag or commit.
+        hub: Client to pull with.
+
+    Raises:
+        CheckpointError: It is no full model in safetensors, or a quantised one.
+        AdapterError: It is not there, or damaged.
+        HubUnavailable: The Hub did not answer.
+        RecipeError: ``reference`` names nothing.
+    """
+    if (folder := _local_place(reference, None)) is not None:
+        if not folder.is_dir():
+            raise AdapterNotFound(f"{folder}: There is no such folder.", remedy="Check the path.")
+        return checkpoints.open_checkpoint(folder, _local_origin(folder))
+    named = read_base(str(reference)).model_id or str(reference)
+    pinned = hub.resolve(_hub_reference(named, revision, None))
+    return checkpoints.open_checkpoint(_pull_model(pinned, hub), _origin(pinned, None))
+
+
+def _pull_model(pinned: PinnedRepo, hub: Hub) -> Path:
+    """Download config and index first: they tell whether the weights are of use, and which they are."""
+    names = pinned.names()
+    first = {checkpoints.MODEL_CONFIG, checkpoints.MODEL_INDEX} & names
+    texts = {name: (hub.pull(pinned, [name]) / name).read_bytes() for name in first}
+    checkpoints.read_config(texts.get(checkpoints.MODEL_CONFIG), pinned.label)
+    weights = checkpoints.weight_files(names, pinned.label, texts.get(checkpoints.MODEL_INDEX))
+    return hub.pull(pinned, [*checkpoints.COMPANIONS, checkpoints.CODE, *map(glob.escape, weights)])
+
+
+def _local_place(reference: str | Path, subfolder: str | None) -> Path | None:
+    """Return the folder or file that ``reference`` names on this machine, ``None`` if it names none."""
     path = Path(reference).expanduser()
     looks_local = isinstance(reference, Path) or reference.startswith((".", "/", "~", "\\")) or reference[1:3] == ":\\"
-    if not looks_local and not path.is_dir():
+    if not looks_local and not path.is_dir() and not path.is_file():
         return None
     return path / subfolder if subfolder else path
 
 
-def _open_local(folder: Path) -> Adapter:
+def _open_local(place: Path, allow_pickle: bool) -> Adapter:
+    folder, file = (place.parent, place.name) if place.is_file() else (place, "")
     if not folder.is_dir():
-        raise AdapterNotFound("There is no such folder.", remedy="Check the path; a Hub adapter is owner/name.")
-    if not (folder / CONFIG_FILE).is_file():
+        raise AdapterNotFound("There is no such folder or file.", remedy="Check the path; a Hub adapter is owner/name.")
+    names = [path.name for path in folder.iterdir() if path.is_file()]
+    chosen = choose(names, file, lambda name: str(folder / name))
+    if chosen.is_peft and CONFIG_FILE not in names:
         inside = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/{CONFIG_FILE}"))
         hint = f"Folders inside that have one: {', '.join(inside[:8])}." if inside else "Name the adapter's own folder."
         raise AdapterNotFound(f"The folder holds no {CONFIG_FILE}.", remedy=hint)
-    return open_folder(folder, name=folder.resolve().name, origin=_local_origin(folder))
+    name = "".join(char if char.isprintable() else "_" for char in chosen.name(folder.resolve().name))
+    origin = replace(_local_origin(folder), file=file)
+    return open_adapter_files(folder, chosen, name=name, origin=origin, allow_pickle=allow_pickle)
 
 
-def _named_errors(reference: str, opening: Callable[[], Adapter]) -> Adapter:
+def _named_errors(reference: str, opening: Callable[[], Result]) -> Result:
     """Return what ``opening`` returns; its errors are told with the reference in front."""
     try:
         return opening()
@@ -130,21 +255,28 @@ def _origin(pinned: PinnedRepo, folder: Path | None) -> Origin:
         gated=pinned.gated,
         private=pinned.private,
         folder=folder,
+        file=pinned.file,
     )
 
 
 def _local_origin(folder: Path) -> Origin:
     """Return the origin of a local folder; its card may state a licence."""
-    stated = read_front_matter(folder / CARD_FILE).get("license")
-    return Origin(folder=folder, license=stated if isinstance(stated, str) else None)
+    from hub_merge.hub.repositories import is_license
+
+    try:
+        card = contained(folder, CARD_FILE)
+    except AdapterFormatError:
+        return Origin(folder=folder)
+    stated = read_front_matter(card).get("license")
+    return Origin(folder=folder, license=stated if isinstance(stated, str) and is_license(stated) else None)
 
 
-def pinned_reference(adapter: Adapter) -> str:
-    """Return the reference that finds the adapter again, at its commit; ``./name`` for a local folder."""
-    origin = adapter.origin
+def pinned_reference(origin: Origin, name: str) -> str:
+    """Return the reference that finds something again: a Hub id with its commit, or ``./name`` for a local folder."""
     if origin.repo_id is None:
-        return f"./{adapter.name}"
-    return f"{origin.repo_id}@{origin.commit}" + (f":{origin.subfolder}" if origin.subfolder else "")
+        return f"./{origin.file or name}"
+    place = f"{origin.subfolder}/{origin.file}".strip("/")
+    return f"{origin.repo_id}@{origin.commit}" + (f":{place}" if place else "")
 
 
 def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -166,10 +298,9 @@ def file_digest(path: Path) -> FileDigest:
 
 def digests(adapter: Adapter) -> tuple[FileDigest, ...]:
     """Return the identity of each file that the adapter was read from; none for one that is only in memory."""
-    if adapter.origin.folder is None:
-        return ()
-    return tuple(file_digest(path) for path in _read_files(adapter.origin.folder))
+    return tuple(file_digest(path) for path in _read_files(adapter))
 
 
-def _read_files(folder: Path) -> list[Path]:
-    return [folder / name for name in adapter_files(folder)]
+def _read_files(adapter: Adapter) -> list[Path]:
+    folder = adapter.origin.folder
+    return [] if folder is None else [folder / name for name in adapter.origin.files]

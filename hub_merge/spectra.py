@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hub_merge.adapter import Adapter
+from hub_merge.adapter import LoraFactors
 from hub_merge.gram import NULL, Float64, Stack, inner_products, orthonormal, stack
 from hub_merge.parallel import map_modules
+from hub_merge.ranks import energy_by_rank
 
 __all__ = [
     "AdapterSpectrum",
     "ModuleSpectrum",
     "Spectra",
-    "energy_of_sum",
     "module_spectrum",
-    "smallest_rank",
+    "squares_of_sum",
     "summary",
 ]
 
@@ -188,41 +188,27 @@ def summary(modules: Sequence[ModuleSpectrum], count: int) -> Spectra:
             for found in entries
         ),
         sti=_mean(module.sti for module in modules),
-        energy=_energy([module.squares for module in modules]),
+        energy=energy_by_rank(module.squares for module in modules),
     )
 
 
-def energy_of_sum(
-    adapters: Sequence[Adapter], coefficients: Callable[[Sequence[bool]], Sequence[float]]
-) -> tuple[float, ...]:
-    """Return the energy of a linear combination at every rank; see ``Spectra.energy``.
+def squares_of_sum(
+    modules: Iterable[str], taking_part: Callable[[str], tuple[Sequence[LoraFactors], Sequence[float]]]
+) -> dict[str, Float64]:
+    """Return the squared singular values of a linear combination in every module, largest first.
 
     Args:
-        adapters: The adapters, none of them read before.
-        coefficients: Gives one number an adapter for a module, told which adapters have it.
+        modules: Names of the modules.
+        taking_part: Returns the factors of a module and their coefficients.
     """
 
-    def squares(module: str) -> Float64:
-        has = [module in adapter.modules for adapter in adapters]
-        parts = [adapter.factors(module) for adapter, there in zip(adapters, has, strict=True) if there]
-        numbers = [number for number, there in zip(coefficients(has), has, strict=True) if there]
+    def squares(module: str) -> tuple[str, Float64]:
+        parts, coefficients = taking_part(module)
         stacked = stack(parts)
-        return _sum_directions(stacked, inner_products(stacked, len(parts)), np.asarray(numbers, np.float64))[1]
+        products = inner_products(stacked, len(parts))
+        return module, _sum_directions(stacked, products, np.asarray(coefficients, np.float64))[1]
 
-    return _energy(list(map_modules(squares, sorted({name for adapter in adapters for name in adapter.modules}))))
-
-
-def smallest_rank(energy: Sequence[float], share: float) -> int | None:
-    """Return the smallest rank that keeps ``share`` of the energy, (0, 1]; ``None`` where there is no energy."""
-    return next((rank for rank, kept in enumerate(energy, 1) if kept >= share), len(energy) or None)
-
-
-def _energy(squares: Sequence[Float64]) -> tuple[float, ...]:
-    kept = np.zeros(max((len(values) for values in squares), default=0))
-    for values in squares:
-        kept[: len(values)] += values
-    running = np.cumsum(kept)
-    return tuple(float(part / running[-1]) for part in running)
+    return dict(map_modules(squares, modules))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -128,6 +128,7 @@ RECORD = MergeRecord(
         "reference": "definition",
         "distance_to_sum": 2.9e-8,
         "energy_kept": 1.0,
+        "losses": [],
         "retention": [
             {"name": "math", "measured": 1.21, "predicted": 1.21},
             {"name": "medicine", "measured": 1.19, "predicted": 1.19},
@@ -250,13 +251,51 @@ def test_a_shared_initialisation_is_warned_of_and_only_then() -> None:
     assert "Shared initialisation" not in render_card(replace(RECORD, scores={**RECORD.scores, "pairs": apart}))
 
 
-def test_one_adapter_has_no_pair_and_no_division_by_nothing() -> None:
-    alone = {**RECORD.scores, "adapters": ["math"], "pairs": [], "rms_cosine": None, "retention": [1.0]}
-    card = render_card(replace(RECORD, parents=(parent("math"),), scores=alone))
+ALONE = {**RECORD.scores, "adapters": ["math"], "pairs": [], "rms_cosine": None, "retention": [1.0]}
+LOST = {"module": "layers.3.q_proj", "rank": 2, "lost": 0.0456, "share": 0.25}
 
-    assert "merged from 1 adapter " in card
-    assert "no pair to compare" in card
+
+def test_one_adapter_has_no_pair_and_no_division_by_nothing() -> None:
+    card = render_card(replace(RECORD, parents=(parent("math"),), scores=ALONE))
+
+    assert "was made from [`someone/math-lora`](" in card
+    assert "## Retention" in card and "Orthogonality" not in body(card) and "bibtex" not in card
     assert "rms_cosine" not in metadata(card)["hub_merge"]
+
+
+def test_a_compressed_adapter_speaks_of_its_one_parent_and_of_what_was_lost() -> None:
+    recipe = Recipe("svd", (Source("o/a"),), rank="auto", energy=0.95)
+    proof = {**RECORD.proof, "energy_kept": 0.9512, "distance_to_sum": 0.2209, "losses": [LOST]}
+    card = render_card(replace(RECORD, recipe=recipe, parents=(parent("math"),), scores=ALONE, proof=proof))
+
+    assert (
+        "- Rank: 4 in, 16 out (the smallest that keeps 95.0 % of the squared norm of the delta of its parent)." in card
+    )
+    assert "- Distance to the delta of its parent: 0.221 (Frobenius norm, relative)." in card
+    assert "- Squared norm, relative to that of the delta of its parent: 95.1 %." in card
+    assert "\n\nThe modules that are farthest from the delta of its parent:\n\n| Module | Rank |" in card
+    assert "\n| `layers.3.q_proj` | 2 | 4.56 % | 25.0 % |\n\n## Retention\n" in card
+    assert "parents" not in body(card).replace("hub_merge.json", "")
+    assert metadata(card)["hub_merge"]["method"].items() >= {"name": "svd", "rank": "auto", "energy": 0.95}.items()
+
+
+def test_a_rank_for_each_module_is_told_with_who_can_read_it() -> None:
+    recipe = replace(RECORD.recipe, rank=3, profile="peft")
+    card = render_card(replace(RECORD, recipe=recipe, output={**RECORD.output, "ranks": {"1": 1, "16": 119}}))
+
+    assert "- Rank: 4, 4 and 8 in, 1 to 16 out.\n- Rank by module: 1 in 1 module and 16 in 119 modules." in card
+    assert "an alpha equal to the rank in every module" in card and "`lora_alpha == r`" not in card
+    assert "vLLM, llama.cpp's converter and other loaders that pass over `rank_pattern`" in card
+    assert "vllm serve" not in card and "`profile: portable`" in card
+    assert "profile: peft" in body(card)
+
+
+def test_a_mean_is_measured_against_itself_but_not_in_a_record_of_an_older_version() -> None:
+    mean = replace(RECORD, recipe=replace(RECORD.recipe, merge_method="mean"))
+    older = replace(mean, proof={key: value for key, value in RECORD.proof.items() if key != "losses"})
+
+    assert "- Distance to the exact combination of the deltas: 2.90e-8" in render_card(mean)
+    assert "- Distance to the exact weighted sum of the deltas: 2.90e-8" in render_card(older)
 
 
 def test_pairs_without_a_score_show_a_dash() -> None:

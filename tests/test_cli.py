@@ -14,12 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from hub_merge.cli import main
 from hub_merge.cli.app import cli
@@ -266,6 +267,20 @@ USAGE = {
     "too many weights to score": (["score", "./math", "--weights", "1,2"], "2 given for 1 adapters"),
     "an option of the method without a value": (["merge", "./math", "--option", "x", "-o", "o"], "not NAME=VALUE"),
     "a rank of nothing": (["merge", "./math", "--rank", "0", "-o", "out"], "0 is not in the range x>=1"),
+    "a rank in words": (["merge", "./math", "--rank", "most", "-o", "o"], "'most' is neither a whole number nor auto."),
+    "an energy without auto": (["merge", "./math", "--energy", "0.9", "-o", "out"], "add --rank auto, or leave out"),
+    "an energy beside a number": (
+        ["compress", "./math", "--rank", "1", "--energy", "0.9", "-o", "o"],
+        "add --rank auto",
+    ),
+    "an energy of nothing": (["compress", "./math", "--energy", "0", "-o", "out"], "0.0 is not in the range 0<x<=1"),
+    "an energy above all": (["compress", "./math", "--energy", "1.1", "-o", "out"], "1.1 is not in the range 0<x<=1"),
+    "a profile that does not exist": (["compress", "./math", "--profile", "vllm", "-o", "o"], "'vllm' is not one of"),
+    "two adapters to compress": (["compress", "./math", "./medicine", "-o", "o"], "unexpected extra argument"),
+    "a rank beside a recipe": (
+        ["merge", "r.yaml", "--rank", "auto", "--profile", "peft", "-o", "o"],
+        "leave out --rank,",
+    ),
     "a dtype that cannot be written": (["merge", "./math", "--dtype", "int8", "-o", "out"], "'int8' is not one of"),
     "base weights for nothing": (["merge", "./math", "--base-weights", "./b", "-o", "o"], "say how to --materialize"),
     "an initial adapter of nobody": (["merge", "./math", "--initial", "a=./b", "-o", "o"], "'a=./b' is not ADAPTER="),
@@ -297,7 +312,7 @@ def test_a_wrong_command_line_ends_with_2_and_says_what_would_be_right(run: Run,
 
 
 REFUSALS = {
-    "a folder that is not there": (["check", "./none"], "./none: There is no such folder.", "Check the path"),
+    "a folder that is not there": (["check", "./none"], "./none: There is no such folder or file.", "Check the path"),
     "a folder without an adapter": (["inspect", "."], "holds no adapter_config.json", "foreign, link, math, medicine"),
     "no reference at all": (["inspect", "gpt2"], "'gpt2' is not a repository of the Hub.", "Write owner/name"),
     "an unknown method": (["merge", "./math", "--method", "legoo", "-o", "o"], "no merge method", "Did you mean lego?"),
@@ -342,7 +357,7 @@ REFUSALS = {
     ),
     "a recipe whose adapter is elsewhere": (
         ["merge", "full/local.yaml", "-o", "o"],
-        "full/math: There is no such folder.",
+        "full/math: There is no such folder or file.",
         "hub-merge merge RECIPE.yaml PATH/TO/math -o FOLDER",
     ),
     "a folder that no recipe asks for": (
@@ -429,6 +444,61 @@ def test_a_single_adapter_may_be_merged_and_scored(run: Run, adapters: Path) -> 
     scored = run("score", "./math", "--json")
     assert (scored.code, scored.json["pairs"], scored.json["rms_cosine"]) == (0, [], None)  # type: ignore[index]
     assert run("score", "./math").out.startswith("Each adapter")
+
+
+def dense_squares(folder: Path) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
+    """Return the squared singular values of each module's dense delta, scaling 2."""
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return {
+        module: np.linalg.svd(2.0 * B.astype(float) @ A.astype(float), compute_uv=False) ** 2
+        for module in MODULES
+        for A, B in [[tensors[f"base_model.model.{module}.lora_{side}.weight"] for side in "AB"]]
+    }
+
+
+def test_compressing_tells_rank_size_and_energy_before_and_after(run: Run, adapters: Path) -> None:
+    squares = dense_squares(adapters / "math")
+    energy = sum(values[0] for values in squares.values()) / sum(values.sum() for values in squares.values())
+    done = run("compress", "./math", "--energy", f"{energy - 1e-4}", "-o", "small", "--json")
+    assert done.lines("Hint: ") == ["Hint: hub-merge push small OWNER/NAME --private"]
+    said: dict[str, Any] = done.json  # type: ignore[assignment]
+    weights = "adapter_model.safetensors"
+    assert (said["rank_before"], said["rank"], said["ranks"]) == (2, 1, None)
+    assert said["bytes_before"] == (adapters / "math" / weights).stat().st_size
+    assert said["bytes"] == (adapters / "small" / weights).stat().st_size < said["bytes_before"]
+    assert said["energy_kept"] == pytest.approx(energy, rel=1e-5)
+    assert said["distance"] == pytest.approx(np.sqrt(1 - energy), rel=1e-4)
+    tails = {module: values[1:].sum() for module, values in squares.items()}
+    assert [loss["module"] for loss in said["proof"]["losses"]] == sorted(tails, key=lambda module: -tails[module])
+    told = run("compress", "./math", "--rank", "1", "-o", "again").out
+    assert "rank:        2 → 1\n" in told and f"energy kept: {energy:.2%}\n" in told
+    assert re.search(rf"^{max(tails, key=lambda module: tails[module])} +1 ", told, re.MULTILINE)
+    assert run("verify", "small", "./math", "--json").json["losses"] == said["proof"]["losses"]  # type: ignore[index]
+
+
+def test_compressing_to_a_rank_for_each_module_tells_them(run: Run, adapters: Path) -> None:
+    squares = dense_squares(adapters / "math")
+    second = max(squares, key=lambda module: squares[module][1])
+    share = 1 - min(values[1] for values in squares.values()) / sum(values.sum() for values in squares.values())
+    done = run("compress", "./math", "--energy", f"{share - 1e-6}", "--profile", "peft", "-o", "small", "--json")
+    assert done.json["ranks"] == {"1": 1, "2": 1}  # type: ignore[index]
+    config = json.loads((adapters / "small" / "adapter_config.json").read_text())
+    ranks = {module: config["rank_pattern"].get(module, config["r"]) for module in MODULES}
+    assert ranks == {module: 2 if module == second else 1 for module in MODULES}
+    assert (
+        "rank:        2 → 1 to 2, by module\n"
+        in run("card", "small").out
+        + run("compress", "./math", "--rank", "auto", "--energy", f"{share - 1e-6}", "--profile", "peft", "-o", "b").out
+    )
+    merged = run("merge", "./math", "./medicine", "--profile", "peft", "--rank", "1", "-o", "c", "--format", "agent")
+    assert "ranks=2 x 1\n" in merged.out
+
+
+def test_a_compression_that_saves_nothing_says_what_would(run: Run, adapters: Path) -> None:
+    done = run("compress", "./math", "--energy", "1", "-o", "same", "-q")
+    assert done == Done(0, "same\n", "")
+    told = run("compress", "./math", "--energy", "1", "-o", "same", "--force")
+    assert "the file is no smaller" in told.err and "rank:        2 → 2\n" in told.out
 
 
 def test_an_output_whose_parents_are_missing_is_created_with_them(run: Run, adapters: Path) -> None:
@@ -531,7 +601,11 @@ def python(*words: str, env: dict[str, str] | None = None, **settings: object) -
 def test_interrupting_ends_with_130(tmp_path: Path) -> None:
     with HubDouble(xet=False) as hub:
         hub.faults.add("GET /api/models", delay=20, times=None)
-        process = python("-m", "hub_merge", "inspect", "a/b", "--json", env=hub.environment(tmp_path))
+        process = python(
+            *("-m", "hub_merge", "inspect", "a/b", "--json"),
+            env=hub.environment(tmp_path),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+        )
         deadline = time.monotonic() + 20
         while not any(request.path == "/api/models/a/b" for request in hub.requests):
             assert time.monotonic() < deadline

@@ -143,6 +143,21 @@ def test_one_id_for_two_tokens_blocks_and_one_meaning_does_not() -> None:
     assert "50257" in found.seen and "<go>" in found.seen and "<stop>" in found.seen
 
 
+def test_one_token_with_two_ids_is_a_caution() -> None:
+    result = check([lora("a", 0, added_tokens={5: "<go>"}), lora("b", 1, added_tokens={6: "<go>", 7: "<end>"})])
+    found = only(result, "token_moved")
+    assert result.compatible and (found.severity, found.adapter) == ("caution", "b")
+    assert "token 6 here and token 5 in a" in found.seen
+
+
+def test_vocabularies_of_two_sizes_block_until_they_are_allowed() -> None:
+    adapters = [lora("a", 0, vocabulary=32000), lora("b", 1), lora("c", 2, vocabulary=32002)]
+    found = only(check(adapters), "vocabulary_size")
+    assert found.severity == "problem" and "a: 32000 tokens; c: 32002 tokens" in found.seen
+    assert check(adapters, allow=["vocabulary_size"]).compatible
+    assert check(adapters[:2]).report.findings == ()
+
+
 # --- shapes, coverage, layout -----------------------------------------------------------------------------------------
 
 

@@ -13,18 +13,20 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
-errors layout
-findings frontmatter
+errors layout privacy
+bases budgets choice findings frontmatter ranks
 adapter recipe parallel staging
 gram
-clustering elementwise spectra formats hub bases
-coordinates scores materialize
+clustering elementwise lowrank spectra formats hub
+coordinates lineage materialize outliers scores
 methods
 compat licenses extras
 advise composite sources base_weights
 proof plots card conversion
 provenance publish
 pipeline
+bulk fusion
+extraction
 evaluate
 zoo
 cli
@@ -40,7 +42,7 @@ DOORS = {
 }
 """Functions of a value that lead up on purpose, so that users find them where they look."""
 
-HEAVY = ("torch", "transformers", "peft", "gradio", "matplotlib")
+HEAVY = ("torch", "transformers", "peft", "gradio", "matplotlib", "diffusers", "gguf")
 
 
 def imports(tree: ast.AST, place: str = "") -> Iterator[tuple[str, str]]:
@@ -134,7 +136,7 @@ def loaded_by(statement: str) -> set[str]:
         [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
 
 
 def test_the_command_line_starts_without_numpy_and_torch() -> None:
@@ -145,3 +147,10 @@ def test_the_core_works_without_torch() -> None:
     loaded = loaded_by("import hub_merge.formats.peft, hub_merge.methods, hub_merge.pipeline, hub_merge.hub")
     assert "numpy" in loaded
     assert not loaded & set(HEAVY)
+
+
+def test_a_merge_of_local_folders_starts_no_client_of_the_hub_and_no_reader_of_other_formats(tmp_path: Path) -> None:
+    arguments = ["merge", "examples/zoo/math", "examples/zoo/medicine", "-o", str(tmp_path / "out"), "--quiet"]
+    loaded = loaded_by(f"from hub_merge.cli.app import cli\ncli({arguments}, standalone_mode=False)")
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert not loaded & {"httpx", "httpx2", "pickletools", *HEAVY}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import tracemalloc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import ml_dtypes
@@ -314,6 +314,31 @@ def test_defaults_and_presets_are_valid_values_and_an_option_given_beats_the_pre
             assert method.parse_options(given)[changed] == other.default
 
 
+PROOFS: dict[registry.Promise, Callable[..., None]] = {
+    "identity": test_one_adapter_at_weight_one_comes_back,
+    "inputs": test_inputs_are_not_written_to_and_not_handed_back,
+    "seed": test_the_same_seed_gives_the_same_bytes,
+    "order": test_the_order_of_adapters_does_not_matter,
+    "absent": test_an_adapter_without_the_module_changes_nothing,
+    "untrained": test_untrained_and_deficient_factors_give_no_nan,
+    "precision": test_low_precision_inputs_are_computed_in_float32_or_better,
+    "memory": test_a_module_of_two_hundred_thousand_square_is_never_made_dense,
+    "rank": test_the_result_has_at_most_the_rank_asked_for,
+}
+
+
+def methods_under(test: Any) -> set[str]:
+    """Return the names of the methods that a test is parametrised over."""
+    (given,) = (mark.args[1] for mark in test.pytestmark if "method" in (mark.args[0], mark.args[0][0]))
+    return {(case if isinstance(case, Method) else case.values[0]).name for case in given}
+
+
+@pytest.mark.parametrize("promise", registry.PROMISES)
+def test_each_promise_has_a_test_that_runs_over_every_method(promise: registry.Promise) -> None:
+    assert PROOFS.keys() == registry.PROMISES.keys()
+    assert methods_under(PROOFS[promise]) == set(NAMES)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=NAMES)
 def test_every_method_says_what_it_does(method: Method) -> None:
     assert method.summary.startswith("Return ")
@@ -426,7 +451,15 @@ def test_a_function_that_is_no_method_is_refused(table: dict[str, Method]) -> No
     def strange(parts: Any, weights: Any, *, rank: int | None = None, x: bytes = b"", rng: Any) -> LoraFactors:
         return LoraFactors.empty((1, 1))
 
-    for kernel, reason in [(no_seed, "takes parts"), (no_default, "density needs a default"), (strange, "x needs")]:
+    def taken(parts: Any, weights: Any, *, rank: int | None = None, energy: float = 0.9, rng: Any) -> LoraFactors:
+        return LoraFactors.empty((1, 1))
+
+    for kernel, reason in [
+        (no_seed, "takes parts"),
+        (no_default, "density needs a default"),
+        (strange, "x needs"),
+        (taken, "option energy has a name that merge itself takes"),
+    ]:
         with pytest.raises(ValueError, match=reason):
             merge_method("broken", formula="x = y")(kernel)
     assert "broken" not in table

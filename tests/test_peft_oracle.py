@@ -267,6 +267,85 @@ def test_the_error_of_svd_is_the_tail_energy_of_the_dense_sum(rank: int, bases: 
         assert np.linalg.matrix_rank(delta, tol=1e-5 * np.linalg.norm(delta)) == rank
 
 
+# --- a rank for each module -------------------------------------------------------------------------------------------
+
+
+def by_transformers(base: Any, folder: Path) -> Any:
+    """Load a composite with transformers' own ``load_adapter``, which puts PEFT's layers into the model itself."""
+    model = copy.deepcopy(base)
+    model.load_adapter(str(folder))
+    return model.eval()
+
+
+PATTERNED: dict[str, dict[str, Any]] = {
+    "the ranks of the modules": {"rank": None},
+    "by energy": {"rank": "auto", "energy": 0.8},
+    "by a budget": {"rank": 2},
+}
+
+
+@pytest.mark.parametrize("asked", PATTERNED)
+@pytest.mark.parametrize("case", MIXED)
+def test_peft_and_transformers_load_a_rank_for_each_module_exactly(
+    case: str, asked: str, bases: dict[str, Any], tmp_path: Path
+) -> None:
+    base_name, configs = MIXED[case]
+    base = bases[base_name]
+    folders = [train(base, tmp_path / f"source{i}", i, **config)[0] for i, config in enumerate(configs)]
+    composite = merge([Adapter.from_pretrained(folder) for folder in folders], profile="peft", **PATTERNED[asked])
+    composite.save_pretrained(tmp_path / "composite")
+    ranks = {module: spec.rank for module, spec in composite.modules.items()}
+    assert len(set(ranks.values())) > 1
+
+    loaded = load(base, tmp_path / "composite")
+    layers = {
+        name.removeprefix("base_model.model."): layer
+        for name, layer in loaded.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    assert {module: layer.r["default"] for module, layer in layers.items()} == ranks
+    assert {layer.scaling["default"] for layer in layers.values()} == {1.0}
+    wanted = {}
+    for module, spec in composite.modules.items():
+        delta = composite.factors(module).delta()
+        turned = spec.kind == "embedding" or (base_name == "gpt2" and "lm_head" not in module)
+        wanted[module] = delta.T if turned else delta
+    assert_same_deltas(deltas(loaded), wanted)
+    expected = logits(with_added(copy.deepcopy(base).double(), wanted))
+    assert relative_error(logits(loaded.double()), expected) <= IDENTITY
+    assert relative_error(logits(by_transformers(base, tmp_path / "composite").double()), expected) <= IDENTITY
+
+
+class Nested(torch.nn.Module):
+    """Modules whose names end like each other's, and names that are each other's regular expressions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = torch.nn.Linear(6, 6, bias=False)
+        self.outer = torch.nn.ModuleDict({"proj": torch.nn.Linear(6, 6, bias=False)})
+        self.a = torch.nn.ModuleDict({"b": torch.nn.Linear(6, 6, bias=False)})
+        self.a_b = torch.nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Any) -> Any:
+        return self.a_b(self.a["b"](self.outer["proj"](self.proj(x))))
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3, 4), (4, 3, 2, 1), (2, 2, 1, 3)])
+def test_a_pattern_never_reaches_a_module_whose_name_only_looks_like_it(order: tuple[int, ...], tmp_path: Path) -> None:
+    """PEFT takes a name for a regular expression that may stand at the end of a longer name."""
+    from tests.helpers import adapter_of, random_factors
+
+    rng = np.random.default_rng(0)
+    names = ("proj", "outer.proj", "a.b", "a_b")
+    parts = {name: random_factors(rng, (6, 6), rank) for name, rank in zip(names, order, strict=True)}
+    adapter = adapter_of("nested", parts, base_model="acme/nested", target_modules=names)
+    merge([adapter], profile="peft").save_pretrained(tmp_path / "out")
+    torch.manual_seed(0)
+    loaded = load(Nested(), tmp_path / "out")
+    got = deltas(loaded)
+    assert_same_deltas(got, {name: part.delta() for name, part in parts.items()})
+
+
 def test_a_negated_copy_leaves_the_base_as_it_is(bases: dict[str, Any], tmp_path: Path) -> None:
     base = bases["gpt2"]
     folder, _ = train(base, tmp_path / "source", 3, target_modules=["c_attn"], **CONV1D)

@@ -133,6 +133,59 @@ def test_a_config_that_says_something_else_is_found_by_its_field(
     json.dumps(proof.to_dict(), allow_nan=False)
 
 
+@pytest.fixture
+def by_module(tmp_path: Path) -> tuple[Path, Composite]:
+    """A composite with rank 1 in the first module and rank 4 in the second, and where it was written."""
+    small, large = parent("a", 0), parent("b", 1)
+    parts = {MODULES[0]: (1e-3, 1), MODULES[1]: (1.0, 3)}
+    faint = {m: LoraFactors(large.factors(m).A[:n], s * large.factors(m).B[:, :n], 0.7) for m, (s, n) in parts.items()}
+    first = {MODULES[0]: faint[MODULES[0]], MODULES[1]: small.factors(MODULES[1])}
+    adapters = [
+        adapter_of(name, found, base_model="acme/base", target_modules=("q_proj",))
+        for name, found in (("a", first), ("b", {MODULES[1]: faint[MODULES[1]]}))
+    ]
+    asked = merge(adapters, profile="peft")
+    return asked.save_pretrained(tmp_path / "by module"), asked
+
+
+def test_ranks_by_module_pass_with_exactly_the_patterns_that_name_them(by_module: tuple[Path, Composite]) -> None:
+    folder, asked = by_module
+    config = json.loads((folder / CONFIG).read_text())
+    assert (config["r"], config["lora_alpha"]) == (6, 6)
+    assert config["rank_pattern"] == config["alpha_pattern"] == {MODULES[0]: 1}
+    proof = judged(folder, asked)
+    assert proof.passed and "a rank for each module" in {check.name: check.detail for check in proof.checks}["config"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"rank_pattern": {}}, "rank_pattern is {}, expected {'layers.0.q_proj': 1}"),
+        ({"alpha_pattern": {}}, "alpha_pattern is {}, expected"),
+        ({"alpha_pattern": {MODULES[0]: 2}}, "alpha_pattern is {'layers.0.q_proj': 2}, expected"),
+        ({"alpha_pattern": {MODULES[0]: 1, "k_proj": 9}}, "'k_proj': 9}, expected {'layers.0.q_proj': 1}"),
+        ({"rank_pattern": {MODULES[0]: 1, MODULES[1]: 6}}, "'layers.1.q_proj': 6}, expected"),
+        ({"r": 1, "lora_alpha": 1}, "r is 1, expected 6"),
+        ({"use_rslora": True}, "use_rslora is True"),
+    ],
+)
+def test_other_patterns_than_those_are_found(
+    fields: dict[str, Any], told: str, by_module: tuple[Path, Composite]
+) -> None:
+    folder, asked = by_module
+    change_config(folder, **fields)
+    proof = judged(folder, asked)
+    assert told in failed(proof)["config"]
+
+
+def test_a_rank_for_each_module_is_not_taken_for_one_rank_nor_the_other_way(by_module: tuple[Path, Composite]) -> None:
+    folder, asked = by_module
+    portable = merge(asked.parents)
+    assert "rank_pattern is {'layers.0.q_proj': 1}, expected {}" in failed(judged(folder, portable))["config"]
+    plain = portable.save_pretrained(folder.parent / "plain")
+    assert "rank_pattern is {}, expected {'layers.0.q_proj': 1}" in failed(judged(plain, asked))["config"]
+
+
 def test_a_module_that_is_missing_is_named(folder: Path, composite: Composite) -> None:
     def drop(tensors: dict[str, Any]) -> None:
         for side in "AB":

@@ -18,7 +18,9 @@ TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_s
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 WEIGHTS = st.one_of(NUMBERS, st.dictionaries(TEXT, NUMBERS, min_size=1, max_size=3))
 OPTIONS = st.dictionaries(
-    TEXT.filter(lambda name: name != "rank"), st.one_of(st.integers(), NUMBERS, TEXT, st.booleans()), max_size=3
+    TEXT.filter(lambda name: name not in ("rank", "energy")),
+    st.one_of(st.integers(), NUMBERS, TEXT, st.booleans()),
+    max_size=3,
 )
 CONVERSIONS = st.one_of(
     st.none(),
@@ -30,7 +32,9 @@ RECIPES = st.builds(
     merge_method=TEXT,
     models=st.lists(st.builds(Source, TEXT, WEIGHTS, CONVERSIONS), min_size=1, max_size=3).map(tuple),
     base_model=st.none() | TEXT,
-    rank=st.none() | st.integers(1, 512),
+    rank=st.none() | st.integers(1, 512) | st.just("auto"),
+    energy=st.none() | st.floats(0, 1, exclude_min=True),
+    profile=st.sampled_from(["portable", "peft"]),
     options=OPTIONS,
     dtype=st.none() | TEXT,
     seed=st.integers(0, 2**63),
@@ -143,6 +147,15 @@ def test_a_recipe_in_the_fields_of_mergekit_is_understood() -> None:
     )
 
 
+def test_a_rank_by_energy_and_a_profile_stand_where_a_reader_looks_for_them() -> None:
+    asked = Recipe("sum", (Source("o/a"),), rank="auto", energy=0.95, profile="peft")
+    content = yaml.safe_load(asked.to_yaml())
+    assert content["parameters"] == {"rank": "auto", "energy": 0.95} and content["profile"] == "peft"
+    assert Recipe.from_dict(content) == asked
+    assert "profile" not in Recipe("sum", (Source("o/a"),), rank="auto").to_dict()
+    assert Recipe.from_dict(recipe(parameters={"rank": "auto", "energy": 1})).energy == 1.0
+
+
 def test_what_is_not_said_takes_its_default_and_is_not_written() -> None:
     asked = Recipe.from_dict({"models": ["o/a"]})
     assert asked == Recipe(merge_method="sum", models=(Source("o/a", 1.0),))
@@ -228,6 +241,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "a rank that is text": (recipe(parameters={"rank": "8"}), "'rank' is '8'"),
     "a rank that is no whole number": (recipe(parameters={"rank": 8.5}), "'rank' is 8.5"),
     "a rank that is true": (recipe(parameters={"rank": True}), "'rank' is True"),
+    "a rank in another word": (recipe(parameters={"rank": "automatic"}), "'rank' is 'automatic'"),
+    "an energy that is text": (recipe(parameters={"rank": "auto", "energy": "most"}), "'energy' is 'most'"),
+    "an energy that is true": (recipe(parameters={"rank": "auto", "energy": True}), "'energy' is True"),
+    "an energy of nothing": (recipe(parameters={"rank": "auto", "energy": 0}), "'energy' is 0"),
+    "an energy above all": (recipe(parameters={"rank": "auto", "energy": 1.01}), "'energy' is 1.01"),
+    "an energy that is nan": (recipe(parameters={"rank": "auto", "energy": float("nan")}), "'energy' is nan"),
+    "a profile that does not exist": (recipe(profile="vllm"), "'profile' is 'vllm'"),
+    "a profile that is null": (recipe(profile=None), "'profile' is None"),
     "rank zero": (recipe(parameters={"rank": 0}), "'rank' is 0"),
     "a negative rank": (recipe(parameters={"rank": -1}), "'rank' is -1"),
     "a seed that is text": (recipe(seed="x"), "'seed' is 'x'"),

@@ -11,8 +11,9 @@ import pytest
 
 from hub_merge import scores as scores_module
 from hub_merge.adapter import Adapter, LoraFactors
+from hub_merge.ranks import smallest_rank
 from hub_merge.scores import PairScore, Scores, score, started_alike
-from hub_merge.spectra import Spectra, smallest_rank
+from hub_merge.spectra import Spectra
 from tests.helpers import adapter_of, dense_sum, in_basis, random_basis, random_factors
 
 SHAPES = {"h.0": (12, 10), "h.1": (9, 14), "h.2": (8, 8)}

@@ -200,6 +200,18 @@ def test_headers_of_a_hub_adapter_tell_what_the_whole_tells_for_less(
     assert 0 < opened.bytes_read < opened.bytes_total / 10
 
 
+def test_headers_tell_the_added_tokens_too_unless_they_are_not_wanted(
+    hub_lfs: HubDouble, math: Path, tmp_path: Path
+) -> None:
+    tokens = {"added_tokens.json": b'{"<go>": 50257}', "tokenizer_config.json": b"{}", "tokenizer.json": b"{}"}
+    hub_lfs.add_repo("alice/math", {**{path.name: path.read_bytes() for path in math.iterdir()}, **tokens})
+    client = Hub(token=False, endpoint=hub_lfs.endpoint, cache_dir=tmp_path / "cache", retries=0)
+    assert open_headers("alice/math", hub=client, tokens=False).adapter.added_tokens == {}
+    assert not any("token" in request.path for request in hub_lfs.requests)
+    assert open_headers("alice/math", hub=client).adapter.added_tokens == {50257: "<go>"}
+    assert not any(request.path.endswith("/tokenizer.json") for request in hub_lfs.requests)
+
+
 def test_a_folder_wins_over_a_hub_id_of_the_same_spelling(
     math: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:

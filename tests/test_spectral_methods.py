@@ -563,14 +563,14 @@ def dense_pico(deltas: Sequence[Dense], columns: Sequence[Dense]) -> list[Dense]
     return [each + U @ np.diag(factor - 1) @ U.T @ each for each in deltas]
 
 
-@pytest.mark.parametrize("energy", ["deltas", "factors"])
-def test_pico_before_a_sum_is_its_dense_definition(energy: str, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("directions", ["deltas", "factors"])
+def test_pico_before_a_sum_is_its_dense_definition(directions: str, rng: np.random.Generator) -> None:
     parts = three(rng)
     deltas = weighted(parts, WEIGHTS)
-    columns = deltas if energy == "deltas" else [w * p.scaling * p.B for p, w in zip(parts, WEIGHTS, strict=True)]
+    columns = deltas if directions == "deltas" else [w * p.scaling * p.B for p, w in zip(parts, WEIGHTS, strict=True)]
     wanted = sum(dense_pico(deltas, columns))
     wanted *= np.mean([norm(each) for each in deltas]) / norm(wanted)
-    assert relative_error(delta("pico", parts, WEIGHTS, energy=energy), wanted) < EXACT
+    assert relative_error(delta("pico", parts, WEIGHTS, directions=directions), wanted) < EXACT
 
 
 def test_pico_before_tsv_m_is_its_dense_definition(rng: np.random.Generator) -> None:

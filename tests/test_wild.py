@@ -17,15 +17,18 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from hub_merge.adapter import Adapter
+from hub_merge.adapter import Adapter, Origin
 from hub_merge.bases import read_base
 from hub_merge.errors import AdapterError, AdapterFormatError, HubMergeError, IncompatibleAdapters, UnsupportedAdapter
-from hub_merge.formats.peft import adapter_from_tensors, parse_config
+from hub_merge.formats.mlx import adapter_from_mlx
+from hub_merge.formats.peft import adapter_from_tensors, parse_config, read_object
 from hub_merge.formats.tensors import ArrayStore
 from hub_merge.hub import Hub
-from hub_merge.pipeline import merge, verify
+from hub_merge.pipeline import compress, merge, verify
+from hub_merge.ranks import Profile
 from hub_merge.scores import score
 from tests.helpers import Dense
+from tests.verdicts import TABLE, table
 
 pytestmark = pytest.mark.wild
 
@@ -128,6 +131,15 @@ def test_every_real_folder_opens_or_is_refused_for_what_its_files_are(wild: Path
             assert (not [f for f in adapter.findings if f.severity == "problem"]) is is_plain(folder), folder.name
 
 
+def test_every_verdict_is_the_recorded_one_and_has_a_reason(wild: Path) -> None:
+    """Opening, checking and judging all of them takes seconds; nothing crashes, nothing hangs."""
+    assert table(wild) == TABLE.read_text(encoding="utf-8"), "look at each change, then run `python -m tests.verdicts`"
+    lines = TABLE.read_text(encoding="utf-8").splitlines()[8:]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert len(rows) > 70
+    assert all(reason for _, _, verdict, reason in rows if verdict == "refused")
+
+
 def test_every_broken_folder_is_refused_with_the_right_reason(wild: Path) -> None:
     found = folders(wild / "adapters_broken")
     assert len(found) >= 10
@@ -150,6 +162,10 @@ def test_every_real_config_is_read_or_refused_by_a_typed_error(wild: Path) -> No
             content = json.loads(text.decode("utf-8-sig"))
         except ValueError:
             content = None
+        if isinstance(content, dict) and "lora_parameters" in content:
+            mlx = adapter_from_mlx(read_object(text), ArrayStore({}), name=path.stem, origin=Origin())
+            assert [found.code for found in mlx.findings] == ["no_factors"]
+            assert mlx.base_model == content["model"]
         if not isinstance(content, dict) or content.get("peft_type") != "LORA":
             with pytest.raises(AdapterError) as refused:
                 parse_config(text)
@@ -232,6 +248,36 @@ def test_adapters_of_one_project_merge_whatever_their_rank_scaling_and_modules(
     with pytest.raises(IncompatibleAdapters) as refused:
         merge(opened(parents[0], wild / "adapters" / "medicine_dora"))
     assert "dora" in {found.code for found in refused.value.report.problems}
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["portable", "peft"])
+def test_a_real_adapter_is_compressed_to_the_ranks_that_its_dense_deltas_call_for(
+    profile: Profile, wild: Path, hub: Hub, tmp_path: Path
+) -> None:
+    """Its rsLoRA scaling is one number for all modules, so that it moves no share of the energy."""
+    source = wild / "adapters" / "math_r8_rslora"
+    squares = {
+        module.removeprefix("base_model.model."): np.linalg.eigvalsh(delta.T @ delta)[:-9:-1]
+        for module, delta in dense_deltas(source).items()
+    }
+    total = sum(values.sum() for values in squares.values())
+    shares = np.cumsum(sum(squares.values()) / total)
+    wanted = int(np.searchsorted(shares, 0.9)) + 1
+    folder = compress(Adapter.from_pretrained(source), energy=0.9, profile=profile).save_pretrained(tmp_path / "small")
+    ranks = {module: spec.rank for module, spec in Adapter.from_pretrained(folder).modules.items()}
+    kept = sum(squares[module][:rank].sum() for module, rank in ranks.items()) / total
+    proof = verify(folder, parents=[source], hub=hub)
+    assert proof.passed and proof.energy_kept == pytest.approx(kept, rel=1e-5) and kept >= 0.9 - 1e-8
+    if profile == "portable":
+        assert set(ranks.values()) == {wanted} and 1 < wanted < 8
+    else:
+        pieces = sorted((value for values in squares.values() for value in values[1:]), reverse=True)
+        first = sum(values[0] for values in squares.values())
+        fewest = len(ranks) + int(np.searchsorted(first + np.cumsum(pieces), 0.9 * total)) + 1
+        assert sum(ranks.values()) == fewest < wanted * len(ranks)
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

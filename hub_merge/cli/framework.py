@@ -14,14 +14,16 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
-from hub_merge.cli.output import Output, OutputMode, program_name, tell
+from hub_merge.cli.output import OUTPUT_MODES, Output, OutputMode, program_name, tell
 from hub_merge.errors import HubMergeError
+from hub_merge.layout import FILE_FORMATS
 
-__all__ = ["Command", "Group", "output_options", "run_cli"]
+__all__ = ["Command", "Group", "RankType", "filter_options", "output_options", "run_cli", "writing_options"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 INTERRUPTED = 130
+SORT_KEYS = ("downloads", "likes", "last_modified", "created_at", "trending_score")
 
 
 class Command(click.Command):
@@ -34,6 +36,23 @@ class Command(click.Command):
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples below the options, as the reader would type them."""
         _write_examples(ctx, formatter, self.examples)
+
+
+class RankType(click.IntRange):
+    """A whole number from 1, or ``auto``."""
+
+    name = "rank"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number or ``auto``."""
+        if value == "auto":
+            return value
+        if not str(value).lstrip("+-").isdecimal():
+            self.fail(f"{value!r} is neither a whole number nor auto.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Group(click.Group):
@@ -92,24 +111,71 @@ def output_options(function: Function) -> Function:
     def wrapper(
         *args: Any, output_format: OutputMode | None, as_json: bool, quiet: bool, no_truncate: bool, **kwargs: Any
     ) -> Any:
-        if (output_format is not None) + as_json + quiet > 1:
-            raise click.UsageError("--format, --json and --quiet exclude each other.")
-        mode = output_format or ("json" if as_json else "quiet" if quiet else "auto")
-        return function(*args, out=Output(mode, truncate=not no_truncate), **kwargs)
+        return function(*args, out=_output(output_format, as_json, quiet, no_truncate), **kwargs)
 
+    help_text = "How to print.  [default: auto, which is agent for a coding agent, else human]"
+    format_option = click.option("--format", "output_format", type=click.Choice(OUTPUT_MODES), help=help_text)
+    return _with_options(wrapper, format_option)  # type: ignore[no-any-return]
+
+
+def writing_options(function: Function) -> Function:
+    """Add the output options to a command that writes an adapter: its ``--format`` also takes the files' format.
+
+    The command gets that as ``file_format``, ``peft`` by default.
+    """
+
+    @functools.wraps(function)
+    def wrapper(
+        *args: Any, formats: tuple[str, ...], as_json: bool, quiet: bool, no_truncate: bool, **kwargs: Any
+    ) -> Any:
+        modes = [name for name in formats if name in OUTPUT_MODES]
+        files = [name for name in formats if name in FILE_FORMATS]
+        if len(files) > 1 or len(modes) > 1:
+            raise click.UsageError("--format takes one format of files and one way to print.")
+        mode: Any = modes[0] if modes else None
+        out = _output(mode, as_json, quiet, no_truncate)
+        return function(*args, out=out, file_format=files[0] if files else "peft", **kwargs)
+
+    format_option = click.option(
+        "--format",
+        "formats",
+        multiple=True,
+        type=click.Choice((*FILE_FORMATS, *OUTPUT_MODES)),
+        metavar="FORMAT",
+        help=f"Format of the files: {', '.join(FILE_FORMATS)}; or how to print: {', '.join(OUTPUT_MODES)}.  "
+        "[default: peft, auto]",
+    )
+    return _with_options(wrapper, format_option)  # type: ignore[no-any-return]
+
+
+def _output(mode: OutputMode | None, as_json: bool, quiet: bool, no_truncate: bool) -> Output:
+    if (mode is not None) + as_json + quiet > 1:
+        raise click.UsageError("--format, --json and --quiet exclude each other.")
+    return Output(mode or ("json" if as_json else "quiet" if quiet else "auto"), truncate=not no_truncate)
+
+
+def _with_options(wrapper: Any, format_option: Callable[..., Any]) -> Any:
     for option in (
         click.option("--no-truncate", is_flag=True, help="Do not cut tables to the width of the terminal."),
         click.option("-q", "--quiet", is_flag=True, help="Print the main value only, one a line."),
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        click.option(
-            "--format",
-            "output_format",
-            type=click.Choice(["auto", "human", "agent", "json", "quiet"]),
-            help="How to print.  [default: auto, which is agent for a coding agent, else human]",
-        ),
+        format_option,
     ):
         option(wrapper)
-    return wrapper  # type: ignore[return-value]
+    return wrapper
+
+
+def filter_options(function: Function) -> Function:
+    """Add the options that narrow down what the Hub lists."""
+    for option in (
+        click.option("--sort", type=click.Choice(SORT_KEYS), help="What puts an adapter first.  [default: downloads]"),
+        click.option("--license", "license_", metavar="ID", help="Licence identifier, such as apache-2.0."),
+        click.option("--task", metavar="TYPE", help="PEFT task type, such as CAUSAL_LM."),
+        click.option("--author", metavar="OWNER", help="User or organisation."),
+        click.option("--search", "text", metavar="WORDS", help="Words in the name."),
+    ):
+        function = option(function)
+    return function
 
 
 def run_cli(group: click.Group) -> NoReturn:

@@ -20,14 +20,18 @@ from typing import Any, Literal
 
 import click
 
-__all__ = ["COMMANDS", "Output", "OutputMode", "printable", "program_name", "tell"]
+__all__ = ["COMMANDS", "OUTPUT_MODES", "Output", "OutputMode", "printable", "program_name", "tell"]
 
 OutputMode = Literal["auto", "human", "agent", "json", "quiet"]
+OUTPUT_MODES: tuple[OutputMode, ...] = ("auto", "human", "agent", "json", "quiet")
 
 Formats = Mapping[str, Callable[[Any], str]]
 """How people see the values of a column, where that differs from the plain value."""
 
-COMMANDS = ("search", "inspect", "check", "score", "advise", "merge", "verify", "card", "push", "methods")
+COMMANDS = (
+    *("search", "inspect", "check", "score", "advise", "merge", "compress", "convert", "verify"),
+    *("fuse", "extract", "card", "push", "methods"),
+)
 OWN_COMMAND = re.compile(rf"\bhub-merge(?= (?:{'|'.join(COMMANDS)})\b)")
 
 NARROWEST = 8
@@ -125,10 +129,33 @@ class Output:
                     label = f"{key.replace('_', ' ')}:"
                     click.echo(f"  {label:<{width + 1}} {_human(value, formats.get(key))}")
 
+    def stream(self, columns: Sequence[str]) -> Callable[[Mapping[str, Any], str], None]:
+        """Return what prints one row at once: the line for people, a document for JSON, else ``columns``."""
+        if self.mode == "agent":
+            click.echo("\t".join(columns))
+
+        def show(row: Mapping[str, Any], line: str) -> None:
+            if self.mode == "json":
+                self.document(row)
+            elif self.mode == "quiet":
+                click.echo(_plain(row.get(columns[0])))
+            elif self.mode == "agent":
+                click.echo("\t".join(_plain(row.get(column)) for column in columns))
+            else:
+                self.line(line)
+            sys.stdout.flush()
+
+        return show
+
     def line(self, text: str) -> None:
         """Print a line for people on stdout; the other modes have it in their data."""
         if self.human:
             click.echo(printable(text, keep="\n"))
+
+    def note(self, text: str) -> None:
+        """Print on stderr what was done; not in quiet mode."""
+        if self.mode != "quiet":
+            tell(text)
 
     def warning(self, text: str) -> None:
         """Print on stderr what should not be overlooked; not in quiet mode."""

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hub_merge.bases import read_base
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
     from hub_merge.advise import Advice
+    from hub_merge.bulk import Verdict
     from hub_merge.compat import Compatibility
+    from hub_merge.extraction import Extraction
     from hub_merge.findings import Finding, Report
+    from hub_merge.fusion import FusionRecord
     from hub_merge.hub import Listing
+    from hub_merge.lineage import Standing
     from hub_merge.methods import Method
     from hub_merge.proof import Proof
     from hub_merge.publish import Published
@@ -25,6 +31,10 @@ if TYPE_CHECKING:
 __all__ = [
     "print_advice",
     "print_compatibility",
+    "print_compression",
+    "print_conversion",
+    "print_extraction",
+    "print_fusion",
     "print_inspection",
     "print_listings",
     "print_merge",
@@ -33,15 +43,18 @@ __all__ = [
     "print_proof",
     "print_published",
     "print_scores",
+    "print_verdicts",
 ]
 
+LEAST_KEPT = 5
 UNITS = ("B", "kB", "MB", "GB")
 PAIR_TABLES = {
     "RMS cosine of each pair: 0 is orthogonal, chance is what random deltas give": (
         *("pair", "rms_cosine", "chance", "times_chance", "global_cosine", "a_rows"),
     ),
     "Where and how they overlap: left and right are the shares of common output and input directions": (
-        *("pair", "max_abs_cosine", "max_module", "left", "right", "norm_ratio", "sign_conflict", "shared_modules"),
+        *("pair", "max_abs_cosine", "max_module", "left", "right", "norm_ratio", "sign_conflict"),
+        *("exact_sign_conflict", "shared_modules"),
     ),
 }
 """What people see of a pair's score, by title; the other modes have all in one table."""
@@ -67,7 +80,7 @@ def _listing_row(listing: Listing) -> dict[str, Any]:
     return {
         "id": listing.repo_id,
         "commit": listing.commit,
-        "base_model": listing.base_model,
+        "base_model": listing.base_model and read_base(listing.base_model).label,
         "task": listing.task_type,
         "license": listing.license,
         "downloads": listing.downloads,
@@ -79,9 +92,9 @@ def _listing_row(listing: Listing) -> dict[str, Any]:
     }
 
 
-def print_inspection(out: Output, opened: Opened) -> None:
+def print_inspection(out: Output, opened: Opened, base: Standing) -> None:
     """Print what one adapter is."""
-    values, findings = _inspection(opened), opened.adapter.findings
+    values, findings = _inspection(opened, base), opened.adapter.findings
     if out.mode == "json":
         out.document({**values, "findings": [found.to_dict() for found in findings]})
         return
@@ -89,14 +102,17 @@ def print_inspection(out: Output, opened: Opened) -> None:
     _print_findings(out, findings)
 
 
-def _inspection(opened: Opened) -> dict[str, Any]:
+def _inspection(opened: Opened, base: Standing) -> dict[str, Any]:
     adapter, specs = opened.adapter, list(opened.adapter.modules.values())
     groups = Counter(f"{spec.name.rpartition('.')[2]} {spec.shape[0]}x{spec.shape[1]}" for spec in specs)
     return {
         "adapter": adapter.name,
+        "format": adapter.format,
         "repo_id": adapter.origin.repo_id,
         "commit": adapter.origin.commit,
-        "base_model": adapter.base_model,
+        "base_model": base.stands_for,
+        "trained_on": base.trained_on,
+        "base_known_by": base.how,
         "task_type": adapter.task_type,
         "license": adapter.origin.license,
         "modules": len(specs),
@@ -133,6 +149,7 @@ def print_compatibility(out: Output, result: Compatibility, references: Sequence
     if out.mode == "json":
         out.document(result.to_dict())
     elif out.human:
+        _print_bases(out, result)
         _print_coverage(out, result)
         _print_findings(out, result.report.findings)
         _print_verdict(out, result.report, result.base_model)
@@ -141,6 +158,14 @@ def print_compatibility(out: Output, result: Compatibility, references: Sequence
         out.table(rows, ["code", "severity", "adapter", "what"])
     if result.compatible and len(references) > 1:
         out.hint(f"hub-merge score {shlex.join(references)}")
+
+
+def _print_bases(out: Output, result: Compatibility) -> None:
+    rows = [
+        {"adapter": base.adapter, "trained_on": base.trained_on, "stands_for": base.stands_for, "known_by": base.how}
+        for base in result.bases
+    ]
+    out.table(rows, ["adapter", "trained_on", "stands_for", "known_by"], title="Base models")
 
 
 def _print_coverage(out: Output, result: Compatibility) -> None:
@@ -163,6 +188,31 @@ def _print_verdict(out: Output, report: Report, base_model: str | None) -> None:
         out.line(f"✓ Nothing blocks a merge on {base_model or 'a base that is not named'}.")
 
 
+MARKS = {"fits": "✓", "caution": "!", "blocked": "✗", "unreadable": "✗", "unavailable": "?"}
+
+
+def print_verdicts(out: Output, verdicts: Iterable[Verdict], *, listed: int, requests: Callable[[], int]) -> None:
+    """Print each verdict as it comes, and at the end what all of them cost."""
+    show = out.stream(["repo_id", "verdict", "reason", "rank", "modules", "bytes_read"])
+    counts: Counter[str] = Counter()
+    size = total = 0
+    for verdict in verdicts:
+        counts[verdict.verdict] += 1
+        size, total = size + verdict.bytes_read, total + (verdict.bytes_total or 0)
+        if out.mode != "quiet" or verdict.verdict in ("fits", "caution"):
+            show(verdict.to_dict(), f"{MARKS[verdict.verdict]} {verdict.repo_id}: {verdict.reason}")
+    judged = sum(counts.values())
+    summary = {"listed": listed, "judged": judged, **counts, "bytes_read": size, "requests": requests()}
+    if out.mode == "json":
+        out.document({"summary": {**summary, "bytes_total": total}})
+    else:
+        shares = ", ".join(f"{count} {kind}" for kind, count in counts.items()) or "nothing new"
+        out.note(
+            f"{judged} of {listed} listed adapters judged: {shares}. Read {_size(size)} of {_size(total)}, "
+            f"{requests()} requests."
+        )
+
+
 # --- scores -----------------------------------------------------------------------------------------------------------
 
 
@@ -176,8 +226,11 @@ def print_scores(out: Output, scores: Scores, *, modules: bool) -> None:
         out.table(rows, tuple(rows[0]) if rows else ("pair", "rms_cosine"), main="rms_cosine")
     else:
         for title, columns in PAIR_TABLES.items() if rows else ():
-            out.table(rows, columns, title=title)
+            counted = any(row["exact_sign_conflict"] is not None for row in rows)
+            out.table(rows, [name for name in columns if counted or name != "exact_sign_conflict"], title=title)
         _print_retention(out, scores)
+        if scores.spectra is not None and scores.spectra.sti is not None:
+            out.line(f"Singular task interference (STI), mean over modules: {scores.spectra.sti:.4g}")
         _print_shared_starts(out, scores)
         out.line("The score describes geometry. Whether it predicts quality is contested: measure the composite.")
 
@@ -198,6 +251,7 @@ def _pair_row(pair: PairScore) -> dict[str, Any]:
         "a_rows_chance": pair.a_rows_chance,
         "norm_ratio": pair.norm_ratio,
         "sign_conflict": pair.sign_conflict,
+        "exact_sign_conflict": pair.exact_sign_conflict,
         "shared_modules": pair.shared_modules,
     }
 
@@ -265,9 +319,7 @@ def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
     """Print what a merge wrote and proved."""
     values = _merge_values(folder, record)
     if out.mode == "json":
-        parents = [{"name": parent.name, "model": parent.model, "weight": parent.weight} for parent in record.parents]
-        files = record.output["files"]
-        out.document({**values, "parents": parents, "files": files, "proof": record.proof, "findings": record.findings})
+        out.document({**values, **_record_values(record)})
     else:
         out.fields(values, title="✓ Merged and proved")
     if out.human:
@@ -276,10 +328,59 @@ def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
             for entry, parent in zip(record.proof["retention"], record.parents, strict=True)
         ]
         out.table(rows, ["parent", "weight", "kept"])
+    _print_losses(out, record)
+    _print_aftermath(out, folder, record)
+
+
+def _print_losses(out: Output, record: MergeRecord) -> None:
+    """Print, for people, which modules of a truncated composite lost most."""
+    losses = record.proof["losses"]
+    if out.human and losses and record.recipe.rank is not None:
+        rows = [
+            {"module": loss["module"], "rank": loss["rank"], "lost": loss["lost"], "of_all_lost": loss["share"]}
+            for loss in losses
+        ]
+        columns = ["module", "rank", "lost", "of_all_lost"]
+        out.table(
+            rows,
+            columns,
+            title="Farthest from the exact combination of the deltas",
+            formats=dict.fromkeys(("lost", "of_all_lost"), _percent),
+        )
+
+
+def _percent(share: float) -> str:
+    return f"{share:.2%}"
+
+
+def _print_aftermath(out: Output, folder: Path, record: MergeRecord) -> None:
+    """Print on stderr what the check found, and what could be done next."""
     for found in record.findings:
         subject = f"{found['adapter']}: " if found["adapter"] else ""
         out.warning(f"[{found['code']}] {subject}{found['seen']}")
+    out.line(
+        "This is no safety audit: a composition can undo a refusal that each adapter alone keeps. Test the composite."
+    )
     out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
+
+
+def print_conversion(out: Output, folder: Path, record: MergeRecord) -> None:
+    """Print what a conversion wrote, and how far it is from what was read."""
+    values = {
+        "output": str(folder),
+        "format": record.output["format"],
+        "files": [entry["name"] for entry in record.output["files"]],
+        "modules": record.output["modules"],
+        "rank": record.output["rank"],
+        "dtype": record.output["dtype"],
+        "error": record.proof["distance_to_sum"],
+    }
+    if out.mode == "json":
+        out.document({**values, "proof": record.proof, "findings": record.findings})
+    else:
+        out.fields(values, title="✓ Converted and proved")
+    for found in record.findings:
+        out.warning(f"[{found['code']}] {found['seen']}")
 
 
 def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
@@ -287,11 +388,13 @@ def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
         "output": str(folder),
         "method": record.recipe.merge_method,
         "rank": record.output["rank"],
+        "ranks": _ranks(record),
         "dtype": record.output["dtype"],
         "modules": record.output["modules"],
         **({"extras": _extras(record.output["extras"])} if "extras" in record.output else {}),
         "max_error": record.proof["max_error"],
         "distance_to_sum": record.proof["distance_to_sum"],
+        "energy_kept": record.proof["energy_kept"],
         "rms_cosine": record.scores["rms_cosine"],
     }
 
@@ -299,6 +402,68 @@ def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
 def _extras(extras: Any) -> str:
     dropped = sum(len(entry["names"]) for entry in extras["dropped"])
     return f"{extras['policy']}: {len(extras['written'])} written, {dropped} left out"
+
+
+def _ranks(record: MergeRecord) -> list[str] | None:
+    """Return how many modules have which rank, where they differ in it."""
+    counts = record.output.get("ranks")
+    return None if counts is None else [f"{count} x {rank}" for rank, count in counts.items()]
+
+
+def _record_values(record: MergeRecord) -> dict[str, Any]:
+    parents = [{"name": parent.name, "model": parent.model, "weight": parent.weight} for parent in record.parents]
+    files = record.output["files"]
+    return {
+        "ranks": record.output.get("ranks"),
+        "parents": parents,
+        "files": files,
+        "proof": record.proof,
+        "findings": record.findings,
+    }
+
+
+def print_compression(out: Output, folder: Path, record: MergeRecord) -> None:
+    """Print what a compression wrote, and what it cost."""
+    (parent,) = record.parents
+    before, after = (
+        sum(file["size"] for file in files if file["name"].endswith(".safetensors"))
+        for files in (parent.files, record.output["files"])
+    )
+    values = {
+        "output": str(folder),
+        "rank_before": parent.rank,
+        "rank": record.output["rank"],
+        "ranks": _ranks(record),
+        "bytes_before": before,
+        "bytes": after,
+        "dtype": record.output["dtype"],
+        "modules": record.output["modules"],
+        "max_error": record.proof["max_error"],
+        "distance": record.proof["distance_to_sum"],
+        "energy_kept": record.proof["energy_kept"],
+    }
+    if out.mode == "json":
+        out.document({**values, **_record_values(record)})
+    elif out.human:
+        shown = {
+            "output": values["output"],
+            "rank": f"{parent.rank} → {_rank_told(record)}",
+            "size": f"{_size(before)} → {_size(after)}",
+            "energy_kept": values["energy_kept"],
+            **{name: values[name] for name in ("distance", "dtype", "modules", "max_error")},
+        }
+        out.fields(shown, title="✓ Compressed and proved", formats={"energy_kept": _percent})
+    else:
+        out.fields(values)
+    _print_losses(out, record)
+    if after >= before:
+        out.hint("the file is no smaller: ask for less --energy, for --rank N, or for --profile peft")
+    _print_aftermath(out, folder, record)
+
+
+def _rank_told(record: MergeRecord) -> str:
+    ranks = [int(rank) for rank in record.output.get("ranks", [record.output["rank"]])]
+    return str(ranks[0]) if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}, by module"
 
 
 def _weight(weight: Any) -> Any:
@@ -318,11 +483,53 @@ def print_proof(out: Output, subject: str, proof: Proof) -> None:
     out.line("✓ It is the merge that its record tells of." if proof.passed else "✗ It is not what its record tells of.")
 
 
+# --- full models ------------------------------------------------------------------------------------------------------
+
+
+def print_fusion(out: Output, folder: Path, record: FusionRecord) -> None:
+    """Print what was fused and proved."""
+    values = {
+        "output": str(folder),
+        "base": record.base.model,
+        "adapter": record.adapter.model,
+        "dtypes": record.output["dtypes"],
+        "changed": record.proof["changed"],
+        "copied": record.proof["copied"],
+        "change": record.proof["change"],
+        "rounding": record.proof["rounding"],
+        "bytes": sum(file["size"] for file in record.output["files"]),
+    }
+    if out.mode == "json":
+        out.document({**values, **record.to_dict()})
+    else:
+        out.fields(values, title="✓ Fused and proved", formats={"bytes": _size})
+    for caution in record.cautions:
+        out.warning(caution)
+    out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
+
+
+def print_extraction(out: Output, folder: Path, result: Extraction) -> None:
+    """Print what was extracted and what it keeps."""
+    values = {"output": str(folder), **result.to_dict()}
+    if out.mode == "json":
+        out.document(values)
+        return
+    counts = {"modules": len(result.modules), "not_carried": len(result.not_carried)}
+    out.fields({**values, **counts}, title="✓ Extracted and proved")
+    if out.human:
+        rows = [asdict(module) for module in sorted(result.modules, key=lambda module: module.energy)[:LEAST_KEPT]]
+        out.table(rows, ["name", "change", "energy"], title="Least is kept in")
+    if result.not_carried:
+        named = ", ".join(result.not_carried[:LEAST_KEPT])
+        out.warning(f"{len(result.not_carried)} tensors differ that the adapter cannot hold: {named}")
+    out.hint(f"hub-merge inspect {shlex.quote(str(folder))}")
+
+
 # --- publish ----------------------------------------------------------------------------------------------------------
 
 
-def print_published(out: Output, published: Published, *, dry_run: bool) -> None:
-    """Print what a push did, or would do."""
+def print_published(out: Output, published: Published, *, dry_run: bool, fused: bool = False) -> None:
+    """Print what a push of a composite, or of a fused model, did or would do."""
     files = [{"file": name, "size": size, "action": action} for name, size, action in published.files]
     values = {
         "url": published.pr_url or published.url,
@@ -339,7 +546,7 @@ def print_published(out: Output, published: Published, *, dry_run: bool) -> None
         out.fields(values, title=_publishing(published, dry_run))
     if dry_run:
         out.hint("nothing was sent; leave out --dry-run to publish")
-    elif not published.pr_url:
+    elif not (published.pr_url or fused):
         out.hint(f"hub-merge verify {published.repo_id}")
 
 
@@ -368,15 +575,21 @@ def print_methods(out: Output, methods: Sequence[Method]) -> None:
 
 def print_method(out: Output, method: Method) -> None:
     """Explain one method."""
+    from hub_merge.methods.registry import PROMISES
+
     row = _method_row(method)
     if not out.human:
         out.fields(row if out.mode == "json" else {**row, "options": [option.name for option in method.options]})
         return
     shown = {name: row[name] for name in ("formula", "paper", "aliases", "presets", "most_adapters") if row[name]}
-    if "identity" in method.breaks:
-        shown["note"] = "it changes even a single adapter"
     out.fields({**shown, "rank": _default_rank(method)}, title=method.name, formats={"paper": _paper_address})
     out.line(f"\n{method.description}\n")
+    out.line("Promises, each tested:")
+    for promise in method.promises:
+        out.line(f"- {promise}")
+    for name in sorted(method.breaks):
+        out.line(f"! broken by its nature: {PROMISES[name]}")
+    out.line("")
     if method.options:
         out.table(row["options"], ["name", "takes", "default"], title="Options")
         first = method.options[0]
@@ -393,6 +606,7 @@ def _method_row(method: Method) -> dict[str, Any]:
         "default_rank": method.default_rank,
         "presets": list(method.presets),
         "most_adapters": method.most_adapters,
+        "promises": list(method.promises),
         "breaks": sorted(method.breaks),
         "options": [
             {"name": option.name, "takes": option.describe(), "default": option.default} for option in method.options

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Protocol
 
 import ml_dtypes
@@ -25,6 +26,7 @@ from hub_merge.errors import AdapterFormatError
 __all__ = [
     "FLOATS",
     "ArrayStore",
+    "Header",
     "HeaderStore",
     "JoinedStore",
     "SafetensorsStore",
@@ -32,15 +34,32 @@ __all__ = [
     "TensorInfo",
     "TensorStore",
     "dtype_named",
+    "encode_header",
     "is_finite",
     "widest",
 ]
 
 MAX_HEADER = 25_000_000
 """Bytes; the Hub's own viewer reads no longer header."""
-MAX_TENSORS = 200_000
+MAX_TENSORS = 100_000
+"""An adapter of every expert of the largest mixtures of experts has 90,000."""
 MAX_NAME = 512
+MAX_DIMENSIONS = 8
+MAX_NUMBERS = 16
+"""Commas and brackets a tensor that a header may have; a sound one has fewer than ten."""
 LENGTH_FIELD = 8
+
+FOREIGN: Mapping[bytes, str] = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes it",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"GGUF": "a file for llama.cpp",
+    b"<": "a web page",
+    b"\x1f\x8b": "a gzip archive",
+}
+"""First bytes of what is found under the name of a safetensors file."""
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
@@ -121,11 +140,21 @@ class TensorStore(Protocol):
     def has_values(self) -> bool:
         """Whether ``read`` can work."""
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Texts beside the tensors."""
+
     def read(self, name: str) -> Array:
         """Return one tensor."""
 
 
-def parse_header(head: bytes, file: str, total: int) -> dict[str, TensorInfo]:
+class Header(dict[str, TensorInfo]):
+    """What a header says of each tensor, and the free texts beside them."""
+
+    metadata: Mapping[str, str] = MappingProxyType({})
+
+
+def parse_header(head: bytes, file: str, total: int) -> Header:
     """Return what a safetensors header says, after checking it against the file's size.
 
     Args:
@@ -139,14 +168,23 @@ def parse_header(head: bytes, file: str, total: int) -> dict[str, TensorInfo]:
     length = header_length(head, file, total)
     try:
         text = head[LENGTH_FIELD : LENGTH_FIELD + length].decode()  # json.loads would guess UTF-16 and UTF-32 as well
+        _require_sparse(text)
         entries = json.loads(text, object_pairs_hook=_unique)
-        entries.pop("__metadata__", None)
-        infos = {name: _tensor_info(entry) for name, entry in entries.items()}
+        metadata = entries.pop("__metadata__", None)
+        infos = Header({name: _tensor_info(entry) for name, entry in entries.items()})
         "".join(infos).encode()  # refuses halves of surrogate pairs
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _damaged(file, f"its header does not parse ({error!r})") from error
+        raise _damaged(file, f"its header does not parse ({repr(error)[:200]})") from error
     _check_layout(infos, file, total - LENGTH_FIELD - length)
+    if isinstance(metadata, dict):
+        infos.metadata = {key: text for key, text in metadata.items() if isinstance(text, str)}
     return infos
+
+
+def _require_sparse(text: str) -> None:
+    """Raise ``ValueError`` if ``text`` has more parts than a header may have, each many times as large once parsed."""
+    if text.count("{") > MAX_TENSORS + 2 or text.count(",") + text.count("[") > MAX_NUMBERS * MAX_TENSORS:
+        raise ValueError(f"it has more parts than {MAX_TENSORS} tensors have")
 
 
 def header_length(head: bytes, file: str, total: int) -> int:
@@ -163,6 +201,8 @@ def header_length(head: bytes, file: str, total: int) -> int:
         raise _damaged(file, f"it has {len(head)} bytes")
     length = int.from_bytes(head[:LENGTH_FIELD], "little")
     if length > MAX_HEADER:
+        if what := next((what for start, what in FOREIGN.items() if head.startswith(start)), None):
+            raise _damaged(file, f"it is {what}")
         raise _damaged(file, f"its header claims {length} bytes, more than {MAX_HEADER}")
     if LENGTH_FIELD + length > total:
         raise _damaged(file, f"its header claims {length} bytes, but the file has {total}")
@@ -187,7 +227,9 @@ def _tensor_info(entry: Mapping[str, Any]) -> TensorInfo:
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if dtype is None:
-        raise ValueError(f"dtype {entry['dtype']!r} is unknown")
+        raise ValueError(f"dtype {str(entry['dtype'])[:40]!r} is unknown")
+    if len(shape) > MAX_DIMENSIONS:
+        raise ValueError(f"a tensor has {len(shape)} dimensions, more than {MAX_DIMENSIONS}")
     if not all(type(value) is int and value >= 0 for value in (*shape, begin, end)):
         raise ValueError(f"shape {shape} or offsets {begin}, {end} are no sizes")
     if math.prod(shape) * dtype.itemsize != end - begin:
@@ -225,21 +267,27 @@ class SafetensorsStore:
             head = file.read(LENGTH_FIELD + 64)
             length = header_length(head, path.name, total)
             head += file.read(max(0, LENGTH_FIELD + length - len(head)))
-            self.infos: Mapping[str, TensorInfo] = parse_header(head, path.name, total)
+            header = parse_header(head, path.name, total)
+            self.infos: Mapping[str, TensorInfo] = header
+            self.metadata: Mapping[str, str] = header.metadata
             self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._start = LENGTH_FIELD + length
 
     def read(self, name: str) -> Array:
-        """Return one tensor, read-only, and give the pages of the file that it came from back to the system."""
+        """Return one tensor, read-only."""
         info = self.infos[name]
-        begin, end = self._start + info.begin, self._start + info.end
-        mapped = np.frombuffer(self._bytes, dtype_named(info.dtype), math.prod(info.shape), begin)
-        tensor = mapped.reshape(info.shape).copy()
+        tensor = self.read_bytes(name, 0, info.end - info.begin).view(dtype_named(info.dtype)).reshape(info.shape)
         tensor.setflags(write=False)
-        if end > begin and hasattr(self._bytes, "madvise"):
-            page = begin - begin % mmap.PAGESIZE
-            self._bytes.madvise(mmap.MADV_DONTNEED, page, end - page)
         return tensor
+
+    def read_bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Return a part of one tensor's bytes, and give the pages of the file it came from back to the system."""
+        info = self.infos[name]
+        begin = self._start + info.begin + start
+        copied = np.frombuffer(self._bytes, np.uint8, stop - start, begin).copy()
+        if hasattr(self._bytes, "madvise"):  # all of it, for the system maps more than what was touched
+            self._bytes.madvise(mmap.MADV_DONTNEED)
+        return copied
 
 
 class HeaderStore:
@@ -249,6 +297,7 @@ class HeaderStore:
 
     def __init__(self, infos: Mapping[str, TensorInfo]) -> None:
         self.infos = infos
+        self.metadata: Mapping[str, str] = infos.metadata if isinstance(infos, Header) else {}
 
     def read(self, name: str) -> Array:
         """Refuse: the numbers were not downloaded."""
@@ -265,7 +314,9 @@ class JoinedStore:
             AdapterFormatError: Two of them hold a tensor of the same name.
         """
         self._home: dict[str, TensorStore] = {}
+        self.metadata: Mapping[str, str] = {}
         for store in stores:
+            self.metadata = {**self.metadata, **store.metadata}
             if twice := self._home.keys() & store.infos.keys():
                 raise AdapterFormatError(
                     f"Tensor {min(twice)} is in two shards.", remedy="Ask the author to upload the adapter again."
@@ -283,6 +334,7 @@ class ArrayStore:
     """Arrays or torch tensors that are in memory already."""
 
     has_values = True
+    metadata: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, tensors: Mapping[str, Any]) -> None:
         self._arrays = {name: _as_array(tensor) for name, tensor in tensors.items()}
@@ -310,16 +362,19 @@ def _as_array(tensor: Any) -> NDArray[Any]:
 class SafetensorsWriter:
     """Write a safetensors file tensor by tensor, in the order of ``infos``, without holding it in memory."""
 
-    def __init__(self, file: IO[bytes], infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> None:
+    def __init__(
+        self, file: IO[bytes], infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+    ) -> None:
         """Write the header.
 
         Args:
             file: Open for writing, at its beginning.
             infos: Dtype name and shape of every tensor, in the order in which they will be written.
+            metadata: Texts to put beside them.
         """
         self._file = file
         self._due = iter(infos.items())
-        file.write(_encode_header(infos))
+        file.write(encode_header(infos, metadata))
 
     def write(self, name: str, tensor: NDArray[Any]) -> None:
         """Write the next tensor.
@@ -343,17 +398,22 @@ class SafetensorsWriter:
 
 
 @contextmanager
-def safetensors_writer(path: Path, infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> Iterator[SafetensorsWriter]:
+def safetensors_writer(
+    path: Path, infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] = MappingProxyType({})
+) -> Iterator[SafetensorsWriter]:
     """Open a ``SafetensorsWriter`` on a new file and see that it is complete."""
     with path.open("xb") as file:
-        writer = SafetensorsWriter(file, infos)
+        writer = SafetensorsWriter(file, infos, metadata)
         yield writer
         writer.finish()
 
 
-def _encode_header(infos: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+def encode_header(
+    infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] = MappingProxyType({})
+) -> bytes:
+    """Return length field and header of a file that holds tensors of these dtypes and shapes, in this order."""
     names = {dtype.name: name for name, dtype in DTYPES.items()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     position = 0
     for name, (dtype, shape) in infos.items():
         end = position + math.prod(shape) * dtype_named(dtype).itemsize

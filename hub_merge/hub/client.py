@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
-from hub_merge.hub.contents import adapter_files, matching_files, weight_files
+from hub_merge.hub.cached import has_size, require_digest
+from hub_merge.hub.contents import Contents, adapter_files, contents, matching_files
 from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
-from hub_merge.hub.ranges import MOST_TEXT, RemoteHeaders, fetch_range, read_header
+from hub_merge.hub.ranges import MOST_TEXT, MOST_TOKENS, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
-from hub_merge.hub.repositories import PinnedRepo, cached_repo, pinned_repo, stated_license
-from hub_merge.hub.transport import retried, time_limit
-from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo, stated_license
+from hub_merge.hub.transport import PATIENCE, retried, time_limit
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -26,6 +29,8 @@ __all__ = ["Hub"]
 
 Answer = TypeVar("Answer")
 
+MOST_COPIES = 4
+"""Copies of copies that are followed to the model they were made from."""
 LEAST_TIME_TO_WRITE = 120.0
 """Seconds: the Hub may think long about a commit, and giving up early would leave its fate open."""
 
@@ -43,8 +48,10 @@ class Hub:
         cache_dir: Folder of downloads; ``None`` takes the one that all Hugging Face libraries share.
         timeout: Seconds to wait for a connection or for the next bytes.
         retries: How often a failed request is repeated.
+        allow_pickle: Also open PEFT's weights that are only there as a pickle, by a reader that runs none of it.
         progress: ``False`` keeps huggingface_hub from drawing progress bars in this process, unless its own setting
             says otherwise.
+        patience: Seconds after which a request is not repeated any more, even if the Hub asks to wait longer.
     """
 
     def __init__(
@@ -56,7 +63,9 @@ class Hub:
         cache_dir: Path | None = None,
         timeout: float = 30.0,
         retries: int = 4,
+        allow_pickle: bool = False,
         progress: bool | None = None,
+        patience: float = PATIENCE,
     ) -> None:
         from huggingface_hub import constants, is_offline_mode
 
@@ -67,6 +76,10 @@ class Hub:
         self._cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
         self._timeout = timeout
         self._retries = retries
+        self.allow_pickle = allow_pickle
+        self._patience = patience
+        self._sent = 0
+        self._counting = threading.Lock()
         self._models: dict[str, ModelInfo | None] = {}
 
     @cached_property
@@ -106,7 +119,7 @@ class Hub:
     def pull(self, pinned: PinnedRepo, patterns: Iterable[str] | None = None, *, progress: bool = False) -> Path:
         """Download the adapter's files and return the folder that holds them, all and whole.
 
-        Pickles are never downloaded.
+        Pickles are never downloaded, but for PEFT's weights where that was allowed.
 
         Args:
             pinned: Repository at a commit.
@@ -116,22 +129,46 @@ class Hub:
         Raises:
             AdapterNotFound: The folder holds no adapter or no file of those names, or there is no right to read it.
             UnsupportedAdapter: It holds something else, or the weights as a pickle only.
-            AdapterFormatError: A file has not the size that the repository states.
+            AdapterFormatError: A file is not the one that the repository describes.
+            BudgetExceeded: The files are larger than a limit or the disk allows; nothing was downloaded.
             HubUnavailable: The Hub did not answer, or the cache does not hold all of it while offline.
         """
-        names = adapter_files(pinned) if patterns is None else matching_files(pinned, patterns)
+        names = (
+            adapter_files(pinned, allow_pickle=self.allow_pickle)
+            if patterns is None
+            else matching_files(pinned, patterns)
+        )
         if not names:
             raise AdapterNotFound(
                 f"{pinned.label} has no file that matches {', '.join(patterns or ())}.",
                 remedy=f"See {self.endpoint}/{pinned.repo_id}/tree/{pinned.commit} .",
             )
+        self._require_room(pinned, names)
         paths = [self._download(pinned, name, progress) for name in names]
         if not pinned.from_cache:
             self._remember(pinned)
         return paths[0].parent
 
-    def read_headers(self, pinned: PinnedRepo) -> RemoteHeaders:
+    def contents(self, pinned: PinnedRepo) -> Contents:
+        """Return the files that make the adapter.
+
+        Raises:
+            HubMergeError: As ``read_headers``.
+        """
+        return contents(pinned, allow_pickle=self.allow_pickle)
+
+    def read_start(self, pinned: PinnedRepo, name: str, size: int) -> bytes:
+        """Return the first ``size`` bytes of one of the adapter's files, or all it has."""
+        return _Reader(self, pinned).read(name, 0, min(size, pinned.files[pinned.path(name)].size))
+
+    def read_headers(self, pinned: PinnedRepo, *, tokens: bool = True) -> RemoteHeaders:
         """Return configuration and tensor headers of the adapter; costs kilobytes, whatever its size.
+
+        Its weights have to be safetensors; see ``contents(pinned).has_headers``.
+
+        Args:
+            pinned: Repository at a commit.
+            tokens: Whether to read the files that name the tokens that PEFT's adapter adds too.
 
         Raises:
             AdapterNotFound: The folder holds no adapter, or there is no right to read it.
@@ -139,17 +176,20 @@ class Hub:
             AdapterFormatError: A weight file is not safetensors, or its header is absurdly long.
             HubUnavailable: The Hub did not answer, or the cache does not hold it while offline.
         """
-        weights = weight_files(pinned)
+        found = self.contents(pinned)
+        weights = found.weights
         reader = _Reader(self, pinned)
         sizes = {name: pinned.files[pinned.path(name)].size for name in weights}
+        token_files = pinned.names().intersection(TOKENIZER_FILES) if tokens and found.is_peft else ()
         return RemoteHeaders(
-            config=reader.text(CONFIG_FILE),
+            config=reader.text(CONFIG_FILE) if found.config else None,
             headers={
                 name: read_header(partial(reader.read, name), sizes[name], f"{pinned.label} ({name})")
                 for name in weights
             },
-            index=None if WEIGHTS_FILE in weights else reader.text(INDEX_FILE),
+            index=reader.text(INDEX_FILE) if found.index else None,
             sizes=sizes,
+            tokens={name: reader.text(name, MOST_TOKENS) for name in token_files},
             bytes_read=reader.bytes_read,
         )
 
@@ -174,6 +214,23 @@ class Hub:
         """
         info = self._model(model_id)
         return info.id if info else None
+
+    def original(self, model_id: str) -> str | None:
+        """Return the model that ``model_id`` is a copy of, ``None`` if its card does not say that it is one.
+
+        A copy is what its card calls quantised, or what has the name of its base but for the owner and an ending such
+        as ``-bnb-4bit``; a fine-tune is none. Copies of copies are followed a few times, and never in a circle.
+
+        Raises:
+            HubUnavailable: The Hub did not answer.
+        """
+        chain = [model_id]
+        while len(chain) <= MOST_COPIES and (info := self._model(chain[-1])):
+            source = copied_from(info)
+            if source is None or (source := self.canonical(source) or source) in chain:
+                break
+            chain.append(source)
+        return chain[-1] if len(chain) > 1 else None
 
     def model_license(self, model_id: str) -> str | None:
         """Return the licence that a model states, ``None`` if it is unknown.
@@ -235,7 +292,19 @@ class Hub:
         if self.offline:
             raise offline(subject or repo_id)
         with translated(Asked(subject or repo_id, repo_id, self.endpoint, self._sends_token())):
-            return retried(call, timeout=self._timeout, retries=self._retries)
+            return retried(
+                lambda: self._counted(call), timeout=self._timeout, retries=self._retries, patience=self._patience
+            )
+
+    @property
+    def requests(self) -> int:
+        """How often something was asked of the Hub so far, repeats included."""
+        return self._sent
+
+    def _counted(self, call: Callable[[], Answer]) -> Answer:
+        with self._counting:
+            self._sent += 1
+        return call()
 
     def send(self, call: Callable[[], Answer]) -> Answer:
         """Return what ``call`` returns, which writes: it is done once, and errors come as huggingface_hub raises them.
@@ -288,8 +357,17 @@ class Hub:
     def _cache_of(self, repo_id: str) -> Path:
         return self._cache_dir / f"models--{repo_id.replace('/', '--')}"
 
+    def _require_room(self, pinned: PinnedRepo, names: Iterable[str]) -> None:
+        sizes = {name: pinned.files[pinned.path(name)].size for name in names}
+        missing = sum(size for name, size in sizes.items() if not has_size(self.cached_path(pinned, name), size))
+        limits = budget()
+        limits.require_bytes(sum(sizes.values()), pinned.label)
+        if missing:
+            limits.require_disk(missing, self._cache_dir, pinned.label)
+
     def _download(self, pinned: PinnedRepo, name: str, progress: bool) -> Path:
-        target, size = self.cached_path(pinned, name), pinned.files[pinned.path(name)].size
+        file = pinned.files[pinned.path(name)]
+        target, size = self.cached_path(pinned, name), file.size
         if has_size(target, size):
             return target
         download = partial(
@@ -303,6 +381,7 @@ class Hub:
         )
         self.ask(download, pinned.repo_id, f"{pinned.label} ({name})")
         if has_size(target, size):
+            require_digest(target, file.sha256, f"{pinned.label} ({name})")
             return target
         raise AdapterFormatError(
             f"{pinned.label} ({name}) arrived with a size other than the {size} bytes that the repository states.",
@@ -345,11 +424,11 @@ class _Reader:
         self._hub = hub
         self._pinned = pinned
 
-    def text(self, name: str) -> bytes:
+    def text(self, name: str, most: int = MOST_TEXT) -> bytes:
         size = self._pinned.files[self._pinned.path(name)].size
-        if size > MOST_TEXT:
+        if size > most:
             raise AdapterFormatError(
-                f"{self._pinned.label} ({name}) has {size} bytes; at most {MOST_TEXT} are read.",
+                f"{self._pinned.label} ({name}) has {size} bytes; at most {most} are read.",
                 remedy="Take another revision, or ask its author to shorten the file.",
             )
         return self.read(name, 0, size)
@@ -373,11 +452,6 @@ class _Reader:
         repo_id, commit = self._pinned.repo_id, self._pinned.commit
         url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._hub.endpoint)
         return fetch_range(url, self._hub.headers(), start, end)
-
-
-def has_size(file: Path, size: int) -> bool:
-    """Tell whether ``file`` is there with ``size`` bytes."""
-    return file.is_file() and file.stat().st_size == size
 
 
 def _silent_bar() -> type[Any]:

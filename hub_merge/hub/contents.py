@@ -2,77 +2,104 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
+from hub_merge.choice import FULL_MODELS, PICKLED_WEIGHTS, PICKLES, Choice, all_shards, choose
+from hub_merge.errors import AdapterError, AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
 from hub_merge.hub.failures import offline
 from hub_merge.hub.repositories import PinnedRepo
-from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, WEIGHTS_FILE
+from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, RECIPE_FILE, RECORD_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 
-__all__ = ["adapter_files", "matching_files", "weight_files"]
+__all__ = ["Contents", "adapter_files", "contents", "matching_files"]
 
-SHARD = re.compile(r"adapter_model-\d+-of-(\d+)\.safetensors")
 COMPANIONS = (
     CARD_FILE,
     "LICENSE*",
     "NOTICE*",
-    "tokenizer_config.json",
-    "added_tokens.json",
+    *TOKENIZER_FILES,
     RECORD_FILE,
     RECIPE_FILE,
 )
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 CONVERT = (
-    "Ask its author for safetensors, or load it with peft where you trust it and save it again: "
-    "`model.save_pretrained(folder, safe_serialization=True)`."
-)
-WITH_CONFIG = (
-    ("pytorch_lora_weights.safetensors", "a LoRA written by diffusers"),
-    ("adapters.safetensors", "an adapter written by MLX"),
-    ("*.gguf", "a file for llama.cpp"),
-)
-"""Files of other tools by pattern, recognised even beside an ``adapter_config.json``."""
-WITHOUT_CONFIG = (
-    ("model*.safetensors", "a full model"),
-    ("pytorch_model*.bin", "a full model"),
-    ("*.safetensors", "a file of another tool"),
+    f"Read {PICKLED_WEIGHTS} with --allow-pickle (allow_pickle=True), which runs none of it, or ask its author for "
+    "safetensors: `model.save_pretrained(folder, safe_serialization=True)`."
 )
 MOST_NAMED = 8
 
 
-def weight_files(pinned: PinnedRepo) -> tuple[str, ...]:
-    """Return the names of the safetensors files that hold the adapter's weights.
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """The files that make the adapter in a repository's folder.
+
+    Attributes:
+        config: The config, if one belongs to it.
+        index: The index of its shards, if it has some.
+        weights: What holds its tensors.
+        is_peft: Whether it is in PEFT's format.
+    """
+
+    config: tuple[str, ...]
+    index: tuple[str, ...]
+    weights: tuple[str, ...]
+    is_peft: bool
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether the weights begin with a header that tells what is in them."""
+        return all(name.endswith(".safetensors") for name in self.weights)
+
+
+def contents(pinned: PinnedRepo, *, allow_pickle: bool = False) -> Contents:
+    """Return the files that make the adapter.
+
+    Args:
+        pinned: Repository at a commit.
+        allow_pickle: Take PEFT's weights as a pickle where there are no others.
 
     Raises:
         AdapterNotFound: The folder holds no adapter.
         UnsupportedAdapter: It holds something else, or the weights as a pickle only.
-        AdapterFormatError: Some of its shards are missing.
+        AdapterFormatError: Some of its shards are missing, or several files could be meant.
         HubUnavailable: The cache holds a part of it only.
     """
     names = pinned.names()
+    chosen = _choice(pinned, names)
+    if not chosen.is_peft:
+        return Contents((CONFIG_FILE,) * chosen.has_config, (), (chosen.file,), False)
     weights = (WEIGHTS_FILE,) if WEIGHTS_FILE in names else _shards(pinned, names)
+    index = () if WEIGHTS_FILE in weights else (INDEX_FILE,)
+    if not weights and allow_pickle and PICKLED_WEIGHTS in names:
+        weights, index = (PICKLED_WEIGHTS,), ()
     if CONFIG_FILE in names and weights:
-        return weights
+        return Contents((CONFIG_FILE,), index, weights, True)
     raise offline(pinned.label) if pinned.from_cache else _explanation(pinned, names)
 
 
-def adapter_files(pinned: PinnedRepo) -> tuple[str, ...]:
+def _choice(pinned: PinnedRepo, names: frozenset[str]) -> Choice:
+    try:
+        return choose(names, pinned.file, lambda name: str(replace(pinned.asked, file=name)))
+    except AdapterError as error:
+        if pinned.from_cache and isinstance(error, AdapterNotFound):
+            raise offline(pinned.label) from error
+        raise type(error)(f"{pinned.label}: {error.problem}", remedy=error.remedy) from error
+
+
+def adapter_files(pinned: PinnedRepo, *, allow_pickle: bool = False) -> tuple[str, ...]:
     """Return the names of all files that are wanted of an adapter, the weights last.
 
     Raises:
-        HubMergeError: As ``weight_files``.
+        HubMergeError: As ``contents``.
     """
-    weights = weight_files(pinned)
-    index = () if WEIGHTS_FILE in weights else (INDEX_FILE,)
-    return (CONFIG_FILE, *matching_files(pinned, COMPANIONS), *index, *weights)
+    found = contents(pinned, allow_pickle=allow_pickle)
+    return (*found.config, *matching_files(pinned, COMPANIONS), *found.index, *found.weights)
 
 
 def matching_files(pinned: PinnedRepo, patterns: Iterable[str]) -> tuple[str, ...]:
     """Return the names of the folder's files that match a pattern and are no pickles, sorted."""
     wanted = tuple(patterns)
-    return tuple(sorted(name for name in pinned.names() if _matches(name, wanted) and not _matches(name, PICKLES)))
+    return tuple(sorted(name for name in pinned.names() if _matches(name, wanted) and not name.endswith(PICKLES)))
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:
@@ -80,16 +107,13 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 
 
 def _shards(pinned: PinnedRepo, names: frozenset[str]) -> tuple[str, ...]:
-    found = sorted((match[0], int(match[1])) for match in map(SHARD.fullmatch, names) if match)
-    if not found or INDEX_FILE not in names:
-        return ()
-    total = found[0][1]
-    if len(found) == total:
-        return tuple(name for name, _ in found)
+    wanted = all_shards(names) if INDEX_FILE in names else []
+    if names.issuperset(wanted):
+        return tuple(wanted)
     if pinned.from_cache:
         raise offline(pinned.label)
     raise AdapterFormatError(
-        f"{pinned.label} holds {len(found)} of the {total} files of its weights.",
+        f"{pinned.label} holds {len(names.intersection(wanted))} of the {len(wanted)} files of its weights.",
         remedy="Take a revision at which all are uploaded.",
     )
 
@@ -99,13 +123,13 @@ def _explanation(pinned: PinnedRepo, names: frozenset[str]) -> HubMergeError:
     folders = sorted(path.removesuffix(f"/{CONFIG_FILE}") for path in pinned.files if path.endswith(f"/{CONFIG_FILE}"))
     if folders and not has_config:
         return _elsewhere(pinned, folders)
-    foreign = _first_foreign(names, WITH_CONFIG if has_config else (*WITH_CONFIG, *WITHOUT_CONFIG))
-    if foreign:
+    full = sorted(name for name in names if _matches(name, (*FULL_MODELS, "pytorch_model*.bin")))
+    if full and not has_config:
         return UnsupportedAdapter(
-            f"{pinned.label} holds {foreign}, not a LoRA adapter in PEFT format.",
-            remedy=f"Convert it to {CONFIG_FILE} and {WEIGHTS_FILE}, or take another repository.",
+            f"{pinned.label} holds a full model ({full[0]}), not a LoRA adapter.",
+            remedy="Take another repository.",
         )
-    pickles = sorted(name for name in names if _matches(name, PICKLES))
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
     if pickles:
         return UnsupportedAdapter(
             f"{pinned.label} holds its weights as a pickle only ({', '.join(pickles[:MOST_NAMED])}), "
@@ -114,7 +138,7 @@ def _explanation(pinned: PinnedRepo, names: frozenset[str]) -> HubMergeError:
         )
     return AdapterNotFound(
         f"{pinned.label} has no {WEIGHTS_FILE if has_config else CONFIG_FILE} in {_place(pinned)}.",
-        remedy="Name the repository, folder and revision of a LoRA adapter in PEFT format.",
+        remedy="Name the repository, folder and revision of a LoRA adapter, in PEFT format or one that is known.",
     )
 
 
@@ -126,12 +150,6 @@ def _elsewhere(pinned: PinnedRepo, folders: list[str]) -> AdapterNotFound:
         f"{pinned.label} has no {CONFIG_FILE} in {_place(pinned)}, but in other folders.",
         remedy=f"Choose one: {', '.join(named)}{more}.",
     )
-
-
-def _first_foreign(names: frozenset[str], formats: Iterable[tuple[str, str]]) -> str | None:
-    others = sorted(name for name in names if not name.startswith("adapter_model"))
-    found = ((name, what) for pattern, what in formats for name in others if fnmatchcase(name, pattern))
-    return next((f"{what} ({name})" for name, what in found), None)
 
 
 def _place(pinned: PinnedRepo) -> str:

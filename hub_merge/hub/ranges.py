@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from hub_merge.errors import AdapterFormatError
 
-__all__ = ["MOST_TEXT", "ReadRange", "RemoteHeaders", "fetch_range", "read_header"]
+__all__ = ["MOST_TEXT", "MOST_TOKENS", "ReadRange", "RemoteHeaders", "fetch_range", "read_header"]
 
 MOST_TEXT = 1_000_000
 """Bytes of the largest text file (configuration, card) that is read."""
+MOST_TOKENS = 4_000_000
+"""Bytes of the largest tokenizer file that is read; Gemma's has 1.2 million."""
 FIRST_READ = 100_000
 MOST_HEADER = 25_000_000
 LENGTH_BYTES = 8
@@ -25,24 +27,27 @@ class RemoteHeaders:
     """What tells an adapter's modules, shapes and settings, without its numbers.
 
     Attributes:
-        config: Content of ``adapter_config.json``.
+        config: Content of ``adapter_config.json``, ``None`` if the adapter has none.
         headers: Start of each weight file, by name: 8 bytes of length, then that many bytes of JSON.
         index: Content of the index of a sharded adapter.
         sizes: Bytes of each weight file, by name.
         bytes_read: Bytes that went over the network for this.
+        tokens: Content of the files that name added tokens, by name; empty unless asked for.
     """
 
-    config: bytes
+    config: bytes | None
     headers: Mapping[str, bytes]
     index: bytes | None
     sizes: Mapping[str, int]
     bytes_read: int
+    tokens: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def fetch_range(url: str, headers: Mapping[str, str], start: int, end: int) -> bytes:
     """Return the bytes ``start`` to ``end`` of what is at ``url``, and never read more than ``end`` bytes.
 
-    The client drops the token when it is sent on to another origin.
+    The client drops the token when it is sent on to another origin. What arrives is not unpacked, whatever the server
+    says of it.
     """
     from httpx2 import RemoteProtocolError
     from huggingface_hub import get_session, hf_raise_for_status
@@ -52,7 +57,7 @@ def fetch_range(url: str, headers: Mapping[str, str], start: int, end: int) -> b
         hf_raise_for_status(response)
         skipped = start if response.status_code == 200 else 0
         content = bytearray()
-        for chunk in response.iter_bytes():
+        for chunk in response.iter_raw():
             content += chunk
             if len(content) >= skipped + end - start:
                 break

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from hub_merge.errors import RecipeError
 from hub_merge.hub.failures import redact
@@ -17,7 +16,8 @@ HOW_TO_NAME = (
 )
 FORBIDDEN_IN_REVISION = re.compile(r"\.\.|[\\~^:?*\[\s\x00-\x1f\x7f]|^[-/]|/$|^$")
 ADDRESS = re.compile(r"hf://|https?://|(huggingface\.co|hf\.co)/", re.IGNORECASE)
-FILE_SUFFIXES = (".json", ".safetensors", ".md", ".bin", ".yaml")
+WEIGHT_SUFFIXES = (".safetensors", ".gguf")
+FILE_SUFFIXES = (*WEIGHT_SUFFIXES, ".json", ".md", ".bin", ".yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Reference:
         repo_id: ``owner/name``, as it was asked for.
         revision: Branch, tag or commit; ``None`` for the default branch.
         subfolder: Folder inside the repository, empty for the root.
+        file: Name of the one file in it that is meant, empty if the folder is to say.
 
     Raises:
         RecipeError: A part is malformed.
@@ -36,6 +37,7 @@ class Reference:
     repo_id: str
     revision: str | None = None
     subfolder: str = ""
+    file: str = ""
 
     def __post_init__(self) -> None:
         if "/" not in self.repo_id or not is_model_id(self.repo_id):
@@ -45,23 +47,28 @@ class Reference:
                 f"{self.revision!r} cannot be a revision of {self.repo_id}.",
                 remedy="Give a branch, a tag or a commit, such as main or v1.0.",
             )
-        if not _is_inside(self.subfolder):
+        if not _is_inside(self.place):
             raise RecipeError(
-                f"{self.subfolder!r} cannot be a folder inside {self.repo_id}.",
+                f"{self.place!r} cannot be a folder inside {self.repo_id}.",
                 remedy="Give a relative path with forward slashes and without '..', such as checkpoints/last.",
             )
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
-        subfolder = f":{self.subfolder}" if self.subfolder else ""
-        return f"{self.repo_id}{revision}{subfolder}"
+        place = f":{self.place}" if self.place else ""
+        return f"{self.repo_id}{revision}{place}"
+
+    @property
+    def place(self) -> str:
+        """Path of what is meant inside the repository: the folder, or the file where one is named."""
+        return f"{self.subfolder}/{self.file}".lstrip("/") if self.file else self.subfolder
 
 
 def parse_reference(text: str, *, endpoint: str | None = None) -> Reference:
     """Return what ``text`` refers to on the Hub.
 
-    Understands ``owner/name[@revision][:subfolder]``, ``hf://owner/name[@revision][/subfolder]`` and addresses of
-    repositories, folders and files as a browser shows them.
+    Understands ``owner/name[@revision][:subfolder]``, with a weight file in place of the folder too,
+    ``hf://owner/name[@revision][/subfolder]`` and addresses of repositories, folders and files as a browser shows them.
 
     Args:
         text: The reference.
@@ -75,7 +82,18 @@ def parse_reference(text: str, *, endpoint: str | None = None) -> Reference:
         return _parse_address(text, endpoint)
     location, _, subfolder = text.partition(":")
     repo_id, at, revision = location.partition("@")
-    return Reference(repo_id, revision if at else None, subfolder.rstrip("/"))
+    return Reference(repo_id, revision if at else None, *_folder_and_file(subfolder.rstrip("/")))
+
+
+def _folder_and_file(path: str) -> tuple[str, str]:
+    """Return the folder that ``path`` names, and the file where it ends in one that may stand for itself.
+
+    PEFT's files do not: they belong to their folder.
+    """
+    folder, slash, name = path.rpartition("/")
+    if not name.endswith(FILE_SUFFIXES) or (slash and not folder):
+        return path, ""
+    return folder, name if name.endswith(WEIGHT_SUFFIXES) and not name.startswith("adapter_model") else ""
 
 
 def is_model_id(text: str) -> bool:
@@ -102,10 +120,7 @@ def _parse_address(text: str, endpoint: str | None) -> Reference:
         raise RecipeError(
             f"{redact(text)!r} is a {uri.type}, and adapters are in model repositories.", remedy=HOW_TO_NAME
         )
-    path = uri.path_in_repo.rstrip("/")
-    if path.endswith(FILE_SUFFIXES):
-        path = PurePosixPath(path).parent.as_posix().removeprefix(".")
-    return Reference(uri.id, uri.revision, path)
+    return Reference(uri.id, uri.revision, *_folder_and_file(uri.path_in_repo.rstrip("/")))
 
 
 def _is_inside(subfolder: str) -> bool:

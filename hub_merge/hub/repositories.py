@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from hub_merge.bases import same_name
 from hub_merge.frontmatter import read_front_matter
 from hub_merge.hub.references import Reference
 from hub_merge.layout import CARD_FILE
@@ -17,9 +18,18 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
-__all__ = ["PinnedRepo", "RemoteFile", "cached_repo", "pinned_repo", "stated_base_models", "stated_license"]
+__all__ = [
+    "PinnedRepo",
+    "RemoteFile",
+    "cached_repo",
+    "is_license",
+    "pinned_repo",
+    "stated_base_models",
+    "stated_license",
+]
 
 BASE_TAG = re.compile(r"base_model:(?:(?:adapter|finetune|quantized|merge):)?(?P<id>[^:]+)")
+LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9 .+_-]{0,59}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -47,6 +57,7 @@ class PinnedRepo:
         revision: What was asked for.
         commit: The commit it resolved to, 40 hex digits.
         subfolder: Folder of the adapter inside the repository.
+        file: Name of the one file in it that was asked for, empty if the folder is to say.
         gated: Whether access has to be requested.
         private: Whether it is private.
         disabled: Whether the Hub has disabled it.
@@ -77,16 +88,22 @@ class PinnedRepo:
     base_models: tuple[str, ...] = ()
     files: Mapping[str, RemoteFile] = field(default_factory=lambda: MappingProxyType({}))
     from_cache: bool = False
+    file: str = ""
 
     @property
     def reference(self) -> Reference:
         """Reference that finds exactly this again."""
-        return Reference(self.repo_id, self.commit, self.subfolder)
+        return Reference(self.repo_id, self.commit, self.subfolder, self.file)
+
+    @property
+    def asked(self) -> Reference:
+        """Reference as it was asked for."""
+        return Reference(self.repo_id, self.revision, self.subfolder, self.file)
 
     @property
     def label(self) -> str:
-        """Short reference for messages, as it was asked for."""
-        return str(Reference(self.repo_id, self.revision, self.subfolder))
+        """The same for messages."""
+        return str(self.asked)
 
     def path(self, name: str) -> str:
         """Return the path in the repository of the adapter's file ``name``."""
@@ -119,6 +136,7 @@ def pinned_repo(info: ModelInfo, reference: Reference) -> PinnedRepo:
         tags=tuple(info.tags or ()),
         base_models=stated_base_models(info),
         files=MappingProxyType({sibling.rfilename: _remote_file(sibling) for sibling in info.siblings or ()}),
+        file=reference.file,
     )
 
 
@@ -145,11 +163,12 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
         reference.revision,
         commit,
         reference.subfolder,
-        license=next(iter(_texts(card.get("license"))), None),
+        license=next(filter(is_license, _texts(card.get("license"))), None),
         author=reference.repo_id.split("/", maxsplit=1)[0],
         base_models=tuple(_texts(card.get("base_model"))),
         files=MappingProxyType(files),
         from_cache=True,
+        file=reference.file,
     )
 
 
@@ -157,7 +176,12 @@ def stated_license(info: ModelInfo) -> str | None:
     """Return the licence that a repository states in its card, else in its tags."""
     stated = _texts(info.card_data.get("license") if info.card_data else None)
     tagged = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
-    return next(iter([*stated, *tagged]), None)
+    return next((text for text in [*stated, *tagged] if is_license(text)), None)
+
+
+def is_license(text: str) -> bool:
+    """Whether ``text`` can be the identifier of a licence; whatever else a card has there is not passed on."""
+    return LICENSE.fullmatch(text) is not None
 
 
 def stated_base_models(info: ModelInfo) -> tuple[str, ...]:
@@ -166,6 +190,17 @@ def stated_base_models(info: ModelInfo) -> tuple[str, ...]:
     card_ids = _texts(info.card_data.get("base_model") if info.card_data else None)
     tag_ids = [match["id"] for match in map(BASE_TAG.fullmatch, info.tags or ()) if match]
     return tuple(dict.fromkeys(field_ids or card_ids or tag_ids))
+
+
+def copied_from(info: ModelInfo) -> str | None:
+    """Return the model that a repository says it is a copy of, quantised or not; ``None`` for anything else."""
+    stated = stated_base_models(info)
+    if len(stated) != 1:
+        return None
+    listed: Any = info.base_models if isinstance(info.base_models, Mapping) else {}
+    card = info.card_data.get("base_model_relation") if info.card_data else None
+    relations = {listed.get("relation"), card, *(tag.split(":")[1] for tag in info.tags or () if tag.count(":") > 1)}
+    return stated[0] if "quantized" in relations or same_name(info.id, stated[0]) else None
 
 
 def _base_ids(stated: Any) -> list[str]:

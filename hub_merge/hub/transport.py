@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["retried", "time_limit", "wait_asked_for"]
+__all__ = ["PATIENCE", "retried", "time_limit", "wait_asked_for"]
 
 Answer = TypeVar("Answer")
 
@@ -66,11 +66,11 @@ def wait_asked_for(response: httpx2.Response) -> float | None:
     return float(seconds) if seconds.isdecimal() else None
 
 
-def retried(call: Callable[[], Answer], *, timeout: float, retries: int) -> Answer:
+def retried(call: Callable[[], Answer], *, timeout: float, retries: int, patience: float = PATIENCE) -> Answer:
     """Return what ``call`` returns; try again after errors that pass.
 
-    Pauses grow exponentially, with jitter, unless the server names a wait. No attempt is started when ``PATIENCE``
-    would be exceeded.
+    Pauses grow exponentially, with jitter, unless the server names a wait. No attempt is started when ``patience``
+    seconds would be exceeded.
     """
     from httpx2 import NetworkError, RemoteProtocolError, TimeoutException
     from huggingface_hub.errors import HfHubHTTPError
@@ -86,7 +86,7 @@ def retried(call: Callable[[], Answer], *, timeout: float, retries: int) -> Answ
             if attempt == retries or (response is not None and response.status_code not in TRANSIENT):
                 raise
             pause = _pause(response, attempt)
-            if time.monotonic() - started + pause > PATIENCE:
+            if time.monotonic() - started + pause > patience:
                 raise
         time.sleep(pause)
         attempt += 1

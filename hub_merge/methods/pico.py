@@ -32,7 +32,7 @@ def calibrated_merge(
     *,
     rank: int | None = None,
     then: Annotated[str, MethodName()] = "sum",
-    energy: Literal["deltas", "factors"] = "deltas",
+    directions: Literal["deltas", "factors"] = "deltas",
     rng: np.random.Generator,
 ) -> LoraFactors:
     """Return what another method makes of the adapters after their shared output directions were turned down (Pico).
@@ -47,7 +47,7 @@ def calibrated_merge(
         weights: One number a part; enters the energies and the norm as ``w_i * delta_i``, and the other method.
         rank: Rank of the result, as the other method understands it.
         then: The other method.
-        energy: ``deltas`` takes directions and energies from the deltas; ``factors`` from the B with weight and
+        directions: ``deltas`` takes them and their energies from the deltas; ``factors`` from the B with weight and
             scaling, as the paper does, which depends on how length is shared between A and B.
         rng: Passed on to the other method.
 
@@ -60,7 +60,7 @@ def calibrated_merge(
     present, numbers = [part for part, _ in kept], [weight for _, weight in kept]
     norms = np.sqrt(np.diag(inner_products(stack(present, numbers), len(kept))))
     count = int(np.count_nonzero(norms))
-    calibrated = _calibrated(present, numbers, energy, count)
+    calibrated = _calibrated(present, numbers, directions, count)
     method = get_method(then)
     merged = method.kernel(calibrated, numbers, rank=rank, rng=rng, **method.parse_options({}))
     norm = np.sqrt(inner_products(stack([merged]), 1)[0, 0])
@@ -68,12 +68,12 @@ def calibrated_merge(
     return LoraFactors(merged.A, length * merged.scaling * merged.B.astype(np.float64)).astype(result_dtype(parts))
 
 
-def _calibrated(parts: Sequence[LoraFactors], weights: Sequence[float], energy: str, count: int) -> list[LoraFactors]:
+def _calibrated(parts: Sequence[LoraFactors], weights: Sequence[float], kind: str, count: int) -> list[LoraFactors]:
     """Return the parts with each B shrunk along the output directions that ``count`` adapters share."""
     space = core_space(parts)
     basis = space.stacked.left(space.left)
     columns = [basis.T @ part.B.astype(np.float64) for part in parts]
-    if energy == "deltas":
+    if kind == "deltas":
         counted = [weight * delta for weight, delta in zip(weights, space.M, strict=True)]
     else:
         counted = [weight * part.scaling * own for weight, part, own in zip(weights, parts, columns, strict=True)]

@@ -19,6 +19,7 @@ from hub_merge.adapter import LoraFactors
 from hub_merge.errors import MergeError, UnknownMethod
 
 __all__ = [
+    "PROMISES",
     "Bounds",
     "Coefficients",
     "DefaultRank",
@@ -34,12 +35,29 @@ __all__ = [
 
 ENTRY_POINTS = "hub_merge.methods"
 
+RESERVED = frozenset("adapters allow base canonical dtype energy method preset profile rank rng seed weights".split())
+"""What ``merge`` and recipes call other things, so that no option can have the name."""
+
 DefaultRank = Literal["total", "largest"]
 """Rank of the result when none is asked for: the sum of the ranks of a module's parts, or the largest of them."""
 
 
-Promise = Literal["identity"]
-"""What a method may declare that it cannot keep: an adapter that is alone in a module comes back times its weight."""
+Promise = Literal["identity", "inputs", "seed", "order", "absent", "untrained", "precision", "memory", "rank"]
+
+PROMISES: Mapping[Promise, str] = types.MappingProxyType(
+    {
+        "identity": "an adapter that is alone in a module comes back times its weight",
+        "inputs": "the adapters' own factors are never written to",
+        "seed": "the same seed gives the same bytes",
+        "order": "the order of the adapters does not matter",
+        "absent": "an adapter without a module, or of weight zero, changes nothing there",
+        "untrained": "zero and rank-deficient factors give no NaN",
+        "precision": "factors of low precision are computed in float32 or better",
+        "memory": "no module is ever made dense",
+        "rank": "the result has at most the rank that was asked for",
+    }
+)
+"""What every method promises unless it declares that it breaks it; the test suite holds each method to each."""
 
 
 Coefficients = Callable[[Sequence[float], Sequence[bool]], Sequence[float]]
@@ -155,6 +173,11 @@ class Method:
         return inspect.getdoc(self.kernel).partition("\n")[0]  # type: ignore[union-attr]
 
     @property
+    def promises(self) -> tuple[str, ...]:
+        """What the method keeps, in words."""
+        return tuple(text for name, text in PROMISES.items() if name not in self.breaks)
+
+    @property
     def description(self) -> str:
         """The docstring up to its arguments."""
         return inspect.getdoc(self.kernel).partition("\nArgs:")[0].strip()  # type: ignore[union-attr]
@@ -180,6 +203,13 @@ class Method:
         if name not in self.presets:
             raise MergeError(f"Method {self.name} has no preset {name!r}.", remedy=f"It has {', '.join(self.presets)}.")
         return self.presets[name]
+
+    def combination(self, weights: Sequence[float], parts: Sequence[LoraFactors]) -> Sequence[float]:
+        """Return the coefficients of the linear combination of deltas that a result is measured against.
+
+        It is the one that the method makes if it makes one, else the weighted sum.
+        """
+        return weights if self.coefficients is None else self.coefficients(weights, [part.rank > 0 for part in parts])
 
     def output_rank(self, ranks: Sequence[int], rank: int | None) -> int:
         """Return the rank that a module whose parts have ``ranks`` has after the merge."""
@@ -258,6 +288,8 @@ def _read_option(name: str, hint: Any, default: Any) -> Option:
         (hint,) = (part for part in get_args(hint) if part is not type(None))
     choices: tuple[str, ...] = get_args(hint) if get_origin(hint) is Literal else ()
     kind: type = str if choices else hint
+    if name in RESERVED:
+        raise ValueError(f"option {name} has a name that merge itself takes")
     if kind not in (bool, int, float, str) or default is inspect.Parameter.empty:
         raise ValueError(f"option {name} needs a default and one of the kinds bool, int, float, str, Literal")
     return Option(name, kind, default, choices, bounds, optional, MethodName() in extras)

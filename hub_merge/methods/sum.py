@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,28 +14,30 @@ from hub_merge.methods.registry import merge_method
 __all__ = ["combination", "concatenated", "weighted_sum"]
 
 
-def combination(parts: Sequence[LoraFactors], coefficients: Sequence[float]) -> LoraFactors:
-    """Return ``sum_i coefficients[i] * delta_i`` exactly, by putting the factors side by side.
+def combination(
+    parts: Sequence[LoraFactors], coefficients: Sequence[float], dtype: type[np.floating[Any]] = np.float64
+) -> LoraFactors:
+    """Return ``sum_i coefficients[i] * delta_i`` by putting the factors side by side.
 
-    A stays as it is stored, in its dtype if the parts share one; coefficient and scaling go into B, float64.
+    A stays as it is stored, in its dtype if the parts share one; coefficient and scaling go into B, in float64, and B
+    is rounded once to ``dtype``.
     """
     present = [(part, number) for part, number in zip(parts, coefficients, strict=True) if part.rank and number]
     if not present:
         return LoraFactors.empty(parts[0].shape)
     dtypes = {part.A.dtype for part, _ in present}
-    dtype = dtypes.pop() if len(dtypes) == 1 else result_dtype(parts)
-    A = np.concatenate([part.A.astype(dtype, copy=False) for part, _ in present], axis=0)
-    B = np.empty((parts[0].shape[0], len(A)))
+    shared = dtypes.pop() if len(dtypes) == 1 else result_dtype(parts)
+    A = np.concatenate([part.A.astype(shared, copy=False) for part, _ in present], axis=0)
+    B = np.empty((parts[0].shape[0], len(A)), dtype)
     columns = np.cumsum([0, *(part.rank for part, _ in present)])
     for (part, number), start, stop in zip(present, columns[:-1], columns[1:], strict=True):
-        np.multiply(part.B, number * part.scaling, out=B[:, start:stop], dtype=np.float64)
+        np.multiply(part.B, number * part.scaling, out=B[:, start:stop], dtype=np.float64, casting="same_kind")
     return LoraFactors(A, B)
 
 
 def concatenated(parts: Sequence[LoraFactors], coefficients: Sequence[float]) -> LoraFactors:
-    """Return ``combination`` with B rounded once: float32, or float64 if a part is."""
-    exact = combination(parts, coefficients)
-    return LoraFactors(exact.A, exact.B.astype(result_dtype(parts), copy=False))
+    """Return ``combination`` with B in float32, or in float64 if a part is."""
+    return combination(parts, coefficients, result_dtype(parts))
 
 
 @merge_method(

@@ -127,7 +127,7 @@ def _card(state: State, commit: Commit) -> tuple[dict[str, Any], str]:
 def _json_file(state: State, commit: Commit, path: str) -> dict[str, Any]:
     try:
         data = json.loads(state.content(commit.files[path]))
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 

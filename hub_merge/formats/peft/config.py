@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
 from hub_merge.findings import Finding
+from hub_merge.formats.peft.patterns import MAX_WILD, Patterns, is_tame
+from hub_merge.formats.strict_json import parse_json
 from hub_merge.layout import CONFIG_FILE
 
-__all__ = ["MAX_CONFIG", "Scalings", "brief", "config_findings", "matches", "matching", "parse_config", "read_scalings"]
+__all__ = [
+    "MAX_CONFIG",
+    "Scalings",
+    "brief",
+    "config_findings",
+    "finite_number",
+    "parse_config",
+    "read_object",
+    "read_scalings",
+]
 
 MAX_CONFIG = 1_000_000
 """Bytes of the longest config that is read."""
@@ -46,6 +55,8 @@ VARIANT_FIELDS: Mapping[str, tuple[str, str]] = {
 }
 """Fields that make the delta something else than ``scaling * B @ A``: finding code and reason."""
 
+FULL_NAMES = "Write the full module names instead."
+
 BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga")
 """Initialisations that subtract the initial product from the base, so the factors fit only that changed base."""
 
@@ -57,23 +68,20 @@ def parse_config(text: bytes) -> dict[str, Any]:
         AdapterFormatError: It is no JSON object, or far too long.
         UnsupportedAdapter: It describes something else than a LoRA of PEFT.
     """
-    if text.startswith(b"version https://git-lfs"):
-        raise AdapterFormatError(
-            f"{CONFIG_FILE} is a git-lfs pointer, not a config.", remedy="Fetch the file itself: git lfs pull."
-        )
-    if len(text) > MAX_CONFIG:
-        raise AdapterFormatError(
-            f"{CONFIG_FILE} has {len(text)} bytes, expected at most {MAX_CONFIG}.", remedy="Ask its author to mend it."
-        )
-    try:
-        config = json.loads(text.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterFormatError(
-            f"{CONFIG_FILE} is not valid JSON: {str(error)[:200]}.", remedy="Ask its author to upload it again."
-        ) from error
+    config = read_object(text)
+    _require_lora(config)
+    return config
+
+
+def read_object(text: bytes) -> dict[str, Any]:
+    """Return an ``adapter_config.json`` of any program as a mapping.
+
+    Raises:
+        AdapterFormatError: It is no JSON object, or far too long.
+    """
+    config = parse_json(text, CONFIG_FILE, most=MAX_CONFIG)
     if not isinstance(config, dict):
         raise AdapterFormatError(f"{CONFIG_FILE} is not a JSON object.", remedy="Ask its author to upload it again.")
-    _require_lora(config)
     return config
 
 
@@ -101,58 +109,42 @@ class Scalings:
     use_rslora: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    ranks: Patterns = field(init=False, repr=False, compare=False)
+    alphas: Patterns = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ranks", Patterns(self.rank_pattern))
+        object.__setattr__(self, "alphas", Patterns(self.alpha_pattern))
 
     def resolve(self, module: str) -> tuple[int, float]:
         """Return rank and scaling of ``module``: alpha/r, or alpha/sqrt(r) with rsLoRA."""
-        rank = next(matching(self.rank_pattern, module), self.rank)
-        alpha = next(matching(self.alpha_pattern, module), self.alpha)
+        rank = next((value for _, value in self.ranks.matching(module)), self.rank)
+        alpha = next((value for _, value in self.alphas.matching(module)), self.alpha)
         return rank, alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
-
-def matching(patterns: Mapping[str, Any], module: str) -> Iterator[Any]:
-    return (value for pattern, value in patterns.items() if matches(pattern, module))
-
-
-def matches(pattern: str, module: str) -> bool:
-    """PEFT's rule (``peft.utils.other.get_pattern_key``): the pattern is the whole name or its end after a dot."""
-    if re.fullmatch(r"[\w.]+", pattern) and not module.endswith(pattern.rpartition(".")[2]):
-        return False
-    return _compiled(pattern).match(module) is not None
-
-
-@lru_cache(maxsize=8192)  # re keeps 512, fewer than the patterns of a config that names every module
-def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({pattern})$")
-
-
-def _is_tame(pattern: str) -> bool:
-    """Whether a regular expression of a config compiles and cannot take exponential time.
-
-    A repeated group, a back reference or many unbounded repeats are what such attacks are made of; no config seen in
-    the wild uses them.
-    """
-    if len(pattern) > 512 or re.search(r"\)[*+{?]|\\\d|\(\?[^:]", pattern) or len(re.findall(r"[*+]|,}", pattern)) > 3:
-        return False
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
+    def require_cheap(self, modules: Collection[str]) -> None:
+        """Raise ``AdapterFormatError`` if matching the patterns with ``modules`` could take long."""
+        for name, patterns in (("rank_pattern", self.ranks), ("alpha_pattern", self.alphas)):
+            if not patterns.is_cheap(modules):
+                raise AdapterFormatError(
+                    f"Matching {name} of {CONFIG_FILE} with {len(modules)} modules could take very long.",
+                    remedy="Write the full module names, and few of them, instead.",
+                )
 
 
 def read_scalings(config: Mapping[str, Any]) -> Scalings:
     rank_pattern = _pattern(config, "rank_pattern")
     alpha_pattern = _pattern(config, "alpha_pattern")
-    rank = _number(config.get("r"), "r")
-    ranks = {key: _number(value, f"rank_pattern[{key!r}]") for key, value in rank_pattern.items()}
+    rank = finite_number(config.get("r"), "r")
+    ranks = {key: finite_number(value, f"rank_pattern[{key!r}]") for key, value in rank_pattern.items()}
     if bad := [value for value in (rank, *ranks.values()) if value < 1 or value != int(value)]:
         raise AdapterFormatError(f"{CONFIG_FILE} states rank {bad[0]:g}.", remedy="A rank is a whole number from 1.")
     return Scalings(
         rank=int(rank),
-        alpha=_number(config.get("lora_alpha"), "lora_alpha"),
+        alpha=finite_number(config.get("lora_alpha"), "lora_alpha"),
         use_rslora=bool(config.get("use_rslora")),
         rank_pattern={key: int(value) for key, value in ranks.items()},
-        alpha_pattern={key: _number(value, f"alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
+        alpha_pattern={key: finite_number(value, f"alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
     )
 
 
@@ -160,16 +152,25 @@ def _pattern(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
         raise AdapterFormatError(f"{name} of {CONFIG_FILE} is {str(patterns)[:60]!r}.", remedy="It must be an object.")
-    if wild := [key for key in patterns if not _is_tame(key)]:
+    if Patterns(patterns).wild_length() > MAX_WILD:
+        raise AdapterFormatError(
+            f"{name} of {CONFIG_FILE} has regular expressions of more than {MAX_WILD} characters.", remedy=FULL_NAMES
+        )
+    if wild := [key for key in patterns if not is_tame(key)]:
         raise AdapterFormatError(
             f"{name} of {CONFIG_FILE} has the pattern {wild[0][:80]!r}, which is no safe regular expression.",
-            remedy="Write the full module names instead.",
+            remedy=FULL_NAMES,
         )
     return patterns
 
 
-def _number(value: object, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+def finite_number(value: object, name: str) -> float:
+    """Return the value of the field ``name`` of a config, or raise ``AdapterFormatError`` if it is no finite number."""
+    try:
+        finite = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # a whole number beyond every float
+        finite = False
+    if not (finite and isinstance(value, (int, float))):
         raise AdapterFormatError(
             f"{name} of {CONFIG_FILE} is {str(value)[:60]!r}.", remedy="It must be a finite number."
         )

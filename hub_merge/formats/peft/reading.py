@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from hub_merge.adapter import Adapter, Array, ExtraSpec, LoraFactors, ModuleKind, ModuleSpec, Origin
+from hub_merge.budgets import budget
+from hub_merge.choice import PICKLES
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
+from hub_merge.formats.names import COMPONENTS, is_unet_name
+from hub_merge.formats.pairs import Note, factors_of, leftover_findings, notes_of, pair_spec
 from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, brief, config_findings, parse_config, read_scalings
 from hub_merge.formats.peft.experts import (
     expert,
@@ -23,8 +27,9 @@ from hub_merge.formats.peft.experts import (
     target_parameters,
 )
 from hub_merge.formats.peft.extras import extra_findings, read_extra
-from hub_merge.formats.peft.files import adapter_files
+from hub_merge.formats.peft.files import adapter_files, contained
 from hub_merge.formats.peft.targets import safe_targets, target_findings
+from hub_merge.formats.strict_json import parse_json, read_bounded
 from hub_merge.formats.tensors import (
     HeaderStore,
     JoinedStore,
@@ -32,15 +37,27 @@ from hub_merge.formats.tensors import (
     TensorInfo,
     TensorStore,
     parse_header,
-    widest,
 )
-from hub_merge.layout import CONFIG_FILE
+from hub_merge.layout import COMPONENT_KEY, CONFIG_FILE, TOKENIZER_FILES
 from hub_merge.parallel import default_workers
 
-__all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder"]
+__all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder", "read_tokens"]
+
+MAX_TOKENS = 4_000_000
+"""Bytes of the longest file of a tokenizer that is read; Gemma's has 1.2 million."""
 
 WRAPPERS = re.compile(r"(?:module\.)?(?:base_model\.(?:model\.)?)?(?:module\.)?")
 """PEFT's prefix, with that of DistributedDataParallel around or inside it."""
+
+HEADS = ("lm_head", "embed_out")
+VOCABULARY = re.compile(
+    r"(?:^|\.)(?:embed_tokens|wte|embed_in|word_embeddings|shared|lm_head|embed_out)"
+    r"(?:\.base_layer|\.modules_to_save(?:\.\w+)?)?\.weight$"
+)
+"""Whole tensors with a row for each token."""
+
+TASK_TYPE = re.compile(r"[A-Z][A-Z0-9_]{0,39}")
+REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,99}(?:/[\w.-]{1,99}){0,3}")
 
 FACTOR = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<side>[AB])(?:\.[^.]+)?\.weight|lora_embedding_(?P<embedding_side>[AB])(?:\.[^.]+)?)"
@@ -101,32 +118,25 @@ def _sort_keys(keys: Iterable[str]) -> tuple[dict[str, Pair], list[str]]:
 
 
 def _spec(
-    module: str, pair: Pair, infos: Mapping[str, TensorInfo], scalings: Scalings, note: Callable[..., Finding]
+    module: str, pair: Pair, infos: Mapping[str, TensorInfo], scalings: Scalings, note: Note
 ) -> ModuleSpec | Finding:
     """Return what the module is, or why it cannot be used."""
     a, b = (infos.get(pair.keys.get(side, "")) for side in "AB")
-    if a is None or b is None:
-        missing = "lora_A" if a is None else "lora_B"
-        return note("missing_factor", module, f"{missing} is missing", "both factors", "Ask its author to upload it.")
-    if not (a.is_float and b.is_float):
-        return note("factor_dtype", module, f"factors are {a.dtype} and {b.dtype}", "floating point")
-    if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
-        return note(
-            "factor_shape", module, f"A {list(a.shape)} and B {list(b.shape)}", "A [rank, in] and B [out, rank]"
-        )
+    spec = pair_spec(module, pair.kind, a, b, note)
+    if isinstance(spec, Finding):
+        return spec
     rank, scaling = scalings.resolve(module)
-    if pair.kind == "expert" and a.shape[0] % rank == 0:
-        a, b = replace(a, shape=(rank, a.shape[1])), replace(b, shape=(b.shape[0], rank))
-    if rank != a.shape[0]:
+    if pair.kind == "expert" and spec.rank % rank == 0:
+        spec = replace(spec, rank=rank)
+    if rank != spec.rank:
         return note(
             "rank_mismatch",
             module,
-            f"the config gives rank {rank}, the tensors have rank {a.shape[0]}, so the scaling is unknown",
-            f"r or rank_pattern to say {a.shape[0]}",
+            f"the config gives rank {rank}, the tensors have rank {spec.rank}, so the scaling is unknown",
+            f"r or rank_pattern to say {spec.rank}",
             "Correct the config; PEFT cannot load this adapter either.",
         )
-    dtype = a.dtype if a.dtype == b.dtype else widest((a.dtype, b.dtype))
-    return ModuleSpec(module, pair.kind, (b.shape[0], a.shape[1]), rank, scaling, dtype)
+    return replace(spec, scaling=scaling)
 
 
 def _expert_specs(path: str, spec: ModuleSpec, rows: int) -> dict[str, ModuleSpec]:
@@ -189,24 +199,6 @@ def _magnitudes(keys: Iterable[str], store: TensorStore) -> Callable[[str], Arra
     return load
 
 
-def _leftover_findings(keys: Sequence[str], note: Callable[..., Finding]) -> Iterator[Finding]:
-    groups: dict[tuple[str, str], list[str]] = {}
-    for key in keys:
-        code, what = next((code, what) for pattern, code, what in LEFTOVERS if pattern.search(key))
-        groups.setdefault((code, what), []).append(key)
-    for (code, what), names in groups.items():
-        shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-        allowed = code == "base_copy"
-        yield note(
-            code,
-            shown,
-            f"the file also holds {len(names)} tensors of {what}",
-            "LoRA factors only",
-            "They are copies of the base unless its vocabulary was resized." if allowed else "",
-            overrule="--allow base_copy" if allowed else None,
-        )
-
-
 def adapter_from_tensors(
     config: dict[str, Any],
     store: TensorStore,
@@ -220,18 +212,14 @@ def adapter_from_tensors(
     Raises:
         AdapterFormatError: Config or tensors contradict themselves.
     """
-
-    def note(
-        code: str, where: str, seen: str, expected: str = "", remedy: str = "", overrule: str | None = None
-    ) -> Finding:
-        return Finding("problem", code, name, where, seen, expected, remedy or "Leave this adapter out.", overrule)
-
+    note = notes_of(name)
     pairs, others = _sort_keys(store.infos)
     parameters = target_parameters(config)
     for path, pair in pairs.items():
         if of_parameters(path, parameters):
             pair.kind = "expert"
     scalings = read_scalings(config)
+    scalings.require_cheap(pairs)
     sorted_out = {module: _spec(module, pairs[module], store.infos, scalings, note) for module in sorted(pairs)}
     plain = {path: spec for path, spec in sorted_out.items() if isinstance(spec, ModuleSpec) and spec.kind != "expert"}
     specs = dict(plain)
@@ -244,9 +232,10 @@ def adapter_from_tensors(
         *(found for found in config_findings(config, note) if found.where not in known),
         *(spec for spec in sorted_out.values() if isinstance(spec, Finding)),
         *extra_findings({homes[extra]: spec for extra, spec in extras.items()}, note),
-        *_leftover_findings([key for key in others if key not in homes.values()], note),
+        *leftover_findings([key for key in others if key not in homes.values()], LEFTOVERS, note),
         *_parameter_findings(config, pairs, note),
         *target_findings(config, scalings, plain, name),
+        *_task_findings(config, name),
     ]
     if not pairs:
         findings.append(note("no_factors", "", "the file holds no LoRA factors", "lora_A and lora_B tensors"))
@@ -257,26 +246,30 @@ def adapter_from_tensors(
 
     read_experts = lru_cache(maxsize=2 * default_workers())(read)  # those of one parameter follow each other
 
+    component = _component(config, store.metadata, specs)
+    modules = _inside(component, specs) if component else specs
+
     def load(module: str) -> LoraFactors:
-        spec = specs[module]
+        spec = modules[module]
         if spec.kind != "expert":
-            return LoraFactors(*read(module), spec.scaling)
-        A, B = read_experts(path_of(spec))
+            return factors_of(*read(spec.local_name), spec.scaling)
+        A, B = read_experts(path_of(specs[spec.local_name]))
         return LoraFactors(*expert(A, B, expert_number(spec), spec.rank), spec.scaling)
 
     return Adapter(
         name=name,
-        modules=specs,
+        modules=modules,
         load=load,
         base_model=_text(config.get("base_model_name_or_path")) or None,
-        base_revision=_text(config.get("revision")),
-        task_type=_text(config.get("task_type")),
+        base_revision=_text_like(REVISION, config.get("revision")),
+        task_type=_text_like(TASK_TYPE, config.get("task_type")),
         target_modules=safe_targets(config, plain),
         target_parameters=parameters,
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         findings=tuple(findings),
         has_values=store.has_values,
         added_tokens=added_tokens or {},
+        vocabulary=_vocabulary(specs, store.infos),
         extras=extras,
         load_extra=lambda extra: store.read(homes[extra]),
         load_magnitude=_magnitudes(others, store) if config.get("use_dora") else None,
@@ -284,25 +277,90 @@ def adapter_from_tensors(
     )
 
 
+def _component(config: Mapping[str, Any], metadata: Mapping[str, str], modules: Iterable[str]) -> str:
+    """Return the model of a pipeline that the modules belong to, empty for a model of its own.
+
+    A file of ours says it; Stable Diffusion's UNet is known by its class or by the names of its layers.
+    """
+    if metadata.get(COMPONENT_KEY) in COMPONENTS:
+        return metadata[COMPONENT_KEY]
+    mapping = config.get("auto_mapping")
+    is_unet = isinstance(mapping, dict) and mapping.get("base_model_class") == "UNet2DConditionModel"
+    names = list(modules)
+    return "unet" if is_unet or (names and all(map(is_unet_name, names))) else ""
+
+
+def _inside(component: str, specs: Mapping[str, ModuleSpec]) -> dict[str, ModuleSpec]:
+    """Return the specs of modules of ``component`` by their full names."""
+    return {
+        f"{component}.{module}": replace(spec, name=f"{component}.{module}", component=component)
+        for module, spec in specs.items()
+    }
+
+
+def _vocabulary(specs: Mapping[str, ModuleSpec], infos: Mapping[str, TensorInfo]) -> int | None:
+    """Return the rows of the vocabulary, as far as the shapes of the file tell them and agree."""
+    sizes = {spec.shape[1] for spec in specs.values() if spec.kind == "embedding"}
+    sizes |= {spec.shape[0] for name, spec in specs.items() if name.rpartition(".")[2] in HEADS}
+    sizes |= {info.shape[0] for key, info in infos.items() if len(info.shape) == 2 and VOCABULARY.search(key)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def _text(value: object) -> str | None:
     """Return plain text, also for the text enumerations of PEFT, or ``None`` for anything else."""
     return str.__str__(value) if isinstance(value, str) else None
 
 
-def open_folder(folder: Path, *, name: str, origin: Origin) -> Adapter:
+def _text_like(form: re.Pattern[str], value: object) -> str | None:
+    text = _text(value)
+    return text if text and form.fullmatch(text) else None
+
+
+def _task_findings(config: Mapping[str, Any], name: str) -> Iterator[Finding]:
+    if config.get("task_type") and _text_like(TASK_TYPE, config["task_type"]) is None:
+        seen, expected = "task_type is not the name of a task", "one of PEFT's, such as CAUSAL_LM"
+        yield Finding("caution", "task_unknown", name, "task_type", seen, expected, "It is left out.")
+
+
+def open_folder(folder: Path, *, name: str, origin: Origin, allow_pickle: bool = False) -> Adapter:
     """Open the adapter in ``folder``; its files are mapped, not read.
+
+    Args:
+        folder: Folder with the config and the weights.
+        name: Short name.
+        origin: Where it came from.
+        allow_pickle: Also open weights that are only there as a pickle.
 
     Raises:
         AdapterFormatError: A file is missing or damaged.
+        BudgetExceeded: The weights are larger than a limit allows.
         UnsupportedAdapter: It is not a LoRA adapter with safetensors weights.
     """
-    config = parse_config((folder / CONFIG_FILE).read_bytes())
-    store = JoinedStore(SafetensorsStore(folder / file) for file in adapter_files(folder)[1:])
+    config = parse_config(read_bounded(contained(folder, CONFIG_FILE), most=MAX_CONFIG))
+    files = adapter_files(folder, allow_pickle=allow_pickle)
+    paths = [folder / file for file in files[1:]]
+    budget().require_bytes(sum(path.stat().st_size for path in paths), name)
+    store = JoinedStore(map(_store, paths))
+    origin = replace(origin, files=files)
     return adapter_from_tensors(config, store, name=name, origin=origin, added_tokens=_added_tokens(folder))
 
 
+def _store(path: Path) -> TensorStore:
+    if path.suffix not in PICKLES:
+        return SafetensorsStore(path)
+    from hub_merge.formats.pickles import TorchZipStore  # rarely needed, and slow to import
+
+    return TorchZipStore(path)
+
+
 def adapter_from_headers(
-    config: bytes, headers: Mapping[str, bytes], sizes: Mapping[str, int], *, name: str, origin: Origin
+    config: bytes,
+    headers: Mapping[str, bytes],
+    sizes: Mapping[str, int],
+    *,
+    name: str,
+    origin: Origin,
+    tokens: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Adapter:
     """Build an adapter from its config and the headers of its weight files; its numbers cannot be read.
 
@@ -312,27 +370,44 @@ def adapter_from_headers(
         sizes: Size of each weight file in bytes.
         name: Short name.
         origin: Where it came from.
+        tokens: Content of tokenizer files by name.
     """
     stores = [HeaderStore(parse_header(head, file, sizes[file])) for file, head in headers.items()]
-    return adapter_from_tensors(parse_config(config), JoinedStore(stores), name=name, origin=origin)
+    added = read_tokens(tokens)
+    return adapter_from_tensors(parse_config(config), JoinedStore(stores), name=name, origin=origin, added_tokens=added)
 
 
 def _added_tokens(folder: Path) -> dict[int, str]:
     """Return the tokens that the adapter's tokenizer files add to or mark in the vocabulary, by id."""
+    present = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return read_tokens({name: read_bounded(contained(folder, name), most=MAX_TOKENS) for name in present})
+
+
+def read_tokens(files: Mapping[str, bytes]) -> dict[int, str]:
+    """Return the tokens that tokenizer files, by name, add to or mark in the vocabulary, by id.
+
+    Raises:
+        AdapterFormatError: One of them does not parse, or they contradict each other.
+    """
     tokens: dict[int, str] = {}
-    for file in ("tokenizer_config.json", "added_tokens.json"):
-        path = folder / file
-        if not path.is_file() or path.stat().st_size > 20 * MAX_CONFIG:
-            continue
-        try:
-            content = json.loads(path.read_bytes().decode("utf-8-sig"))
-            if file == "added_tokens.json":
-                tokens |= {int(number): str(token) for token, number in content.items()}
-            else:
-                decoder = content.get("added_tokens_decoder") or {}
-                tokens |= {int(number): str(token["content"]) for number, token in decoder.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise AdapterFormatError(
-                f"{file} of the adapter does not parse: {error!r}.", remedy="Remove or repair that file."
-            ) from error
+    for name, text in files.items():
+        for number, token in _named_tokens(name, text).items():
+            if tokens.setdefault(number, token) != token:
+                raise AdapterFormatError(
+                    f"Token {number} of the adapter is {tokens[number]!r} in one of its files and {token!r} in {name}.",
+                    remedy="Ask its author to repair the tokenizer.",
+                )
     return tokens
+
+
+def _named_tokens(name: str, text: bytes) -> dict[int, str]:
+    content = parse_json(text, name, most=MAX_TOKENS)
+    try:
+        if name == "added_tokens.json":
+            return {int(number): str(token) for token, number in content.items()}
+        decoder = content.get("added_tokens_decoder") or {}
+        return {int(number): str(token["content"]) for number, token in decoder.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise AdapterFormatError(
+            f"{name} of the adapter names no tokens: {repr(error)[:200]}.", remedy="Remove or repair that file."
+        ) from error

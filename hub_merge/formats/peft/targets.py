@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from hub_merge.adapter import ModuleSpec
 from hub_merge.findings import Finding
-from hub_merge.formats.peft.config import Scalings, matches, matching
+from hub_merge.formats.peft.config import Scalings
+from hub_merge.formats.peft.patterns import suffixes
 
 __all__ = ["covered", "safe_targets", "target_findings"]
 
@@ -16,6 +17,10 @@ UNIQUE_NAMES = frozenset(
     "embed_tokens lm_head wte wpe".split()
 )
 """Last names of modules that occur at one place of a layer, so that the name alone selects them."""
+
+
+MAX_SHOWN = 80
+"""Characters of a name from the config that a message shows."""
 
 
 def _listed_targets(config: Mapping[str, Any]) -> list[str] | None:
@@ -27,9 +32,9 @@ def _listed_targets(config: Mapping[str, Any]) -> list[str] | None:
     return targets
 
 
-def covered(module: str, targets: Iterable[str]) -> bool:
-    """Whether a list of targets selects ``module``, by PEFT's rule."""
-    return any(module == target or module.endswith(f".{target}") for target in targets)
+def covered(module: str, targets: Container[str]) -> bool:
+    """Whether a list of targets selects ``module``, by PEFT's rule. Many modules want a set."""
+    return any(end in targets for end in suffixes(module))
 
 
 def safe_targets(config: Mapping[str, Any], specs: Mapping[str, ModuleSpec]) -> tuple[str, ...]:
@@ -38,28 +43,37 @@ def safe_targets(config: Mapping[str, Any], specs: Mapping[str, ModuleSpec]) -> 
     The config's own suffixes serve where they explain every module; a suffix that may also occur elsewhere in the base
     (GPT-2's ``c_proj``) is given with the parent it has in the file. Otherwise the full names are listed.
     """
-    targets = _listed_targets(config)
+    targets = frozenset(_listed_targets(config) or ())
     if not targets or not all(covered(module, targets) for module in specs):
         return tuple(specs)
-    plain = [target for target in targets if target.rpartition(".")[2] in UNIQUE_NAMES]
+    plain = {target for target in targets if target.rpartition(".")[2] in UNIQUE_NAMES}
+    used = {end for module in specs for end in suffixes(module) if end in plain}
     qualified = {_qualified(module, targets) for module in specs if not covered(module, plain)}
-    return tuple(sorted({target for target in plain if any(covered(module, [target]) for module in specs)} | qualified))
+    return tuple(sorted(used | qualified))
 
 
-def _qualified(module: str, targets: Iterable[str]) -> str:
+def _qualified(module: str, targets: Container[str]) -> str:
     """Return the end of the module's name as long as the target that selects it, but with the parent at least."""
     segments = module.split(".")
-    length = min(target.count(".") + 1 for target in targets if covered(module, [target]))
+    length = min(end.count(".") + 1 for end in suffixes(module) if end in targets)
     return ".".join(segments[-max(2, length) :])
+
+
+def _unused_targets(config: Mapping[str, Any], specs: Mapping[str, ModuleSpec]) -> list[str]:
+    listed = _listed_targets(config) or []
+    unused = set(listed)
+    for module in specs:
+        unused.difference_update(suffixes(module))
+    return [target for target in listed if target in unused]
 
 
 def target_findings(
     config: Mapping[str, Any], scalings: Scalings, specs: Mapping[str, ModuleSpec], name: str
 ) -> Iterator[Finding]:
     unused = {
-        "rank_pattern": [key for key in scalings.rank_pattern if not any(matches(key, module) for module in specs)],
-        "alpha_pattern": [key for key in scalings.alpha_pattern if not any(matches(key, module) for module in specs)],
-        "target_modules": [t for t in _listed_targets(config) or () if not any(covered(m, [t]) for m in specs)],
+        "rank_pattern": scalings.ranks.unused(specs),
+        "alpha_pattern": scalings.alphas.unused(specs),
+        "target_modules": _unused_targets(config, specs),
     }
     for where, keys in unused.items():
         if keys and specs:
@@ -68,11 +82,11 @@ def target_findings(
                 "unused_pattern",
                 name,
                 where,
-                f"{where} names {', '.join(keys[:4])}, which no module of the file matches",
+                f"{where} names {', '.join(key[:MAX_SHOWN] for key in keys[:4])}, which no module of the file matches",
                 "names of modules in the file",
                 "Nothing to do if you expected this.",
             )
-    if modules := [module for module in specs if len(set(matching(scalings.alpha_pattern, module))) > 1]:
+    if modules := [module for module in specs if len({value for _, value in scalings.alphas.matching(module)}) > 1]:
         yield Finding(
             "caution",
             "ambiguous_pattern",

@@ -1,78 +1,66 @@
-"""Writing in the portable profile: one rank, ``lora_alpha == r``, no patterns and no variants."""
+"""Writing: alpha is the rank in every module, so that the scaling is 1; no variants; one rank, or one a module."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleKind, Tensor
-from hub_merge.errors import ProofFailed
+from hub_merge.adapter import Adapter, ModuleSpec
+from hub_merge.errors import MergeError
+from hub_merge.formats.names import is_flat
 from hub_merge.formats.peft.experts import expert_number, joined, path_of
 from hub_merge.formats.peft.extras import extra_fields, extra_key
-from hub_merge.formats.tensors import dtype_named, is_finite, safetensors_writer
-from hub_merge.layout import CONFIG_FILE, WEIGHTS_FILE
-from hub_merge.parallel import map_modules
+from hub_merge.formats.peft.patterns import matches
+from hub_merge.formats.writing import Layout, write_factors
+from hub_merge.layout import COMPONENT_KEY, CONFIG_FILE, WEIGHTS_FILE
 
-__all__ = ["stored_units", "write_portable"]
+__all__ = ["only_component", "rank_fields", "stored_units", "write_folder"]
 
 PREFIX = "base_model.model."
 
 
-def write_portable(
-    adapter: Adapter, folder: Path, *, base_model: str | None, dtype: str, rank: int, progress: Callable[[str], None]
+def write_folder(
+    adapter: Adapter,
+    folder: Path,
+    *,
+    base_model: str | None,
+    dtype: str,
+    rank: int | None,
+    progress: Callable[[str], None],
 ) -> None:
-    """Write ``adapter`` to the existing, empty ``folder`` in the portable profile.
-
-    A few modules are in memory at a time. Factors of a smaller rank are padded with zeros, which leaves the delta as it
-    is.
+    """Write ``adapter`` to the existing, empty ``folder``.
 
     Args:
-        adapter: What to write; its scaling goes into B. Its extras are written as they are.
+        adapter: What to write. Its extras are written as they are.
         folder: Existing folder without these files.
         base_model: Base to name in the config, a Hub id, or ``None``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
-        rank: The one rank of the file, at least that of every module.
+        rank: The one rank of the file, at least that of every module; ``None`` for the rank of each module.
         progress: Called with each module's name when it is written.
 
     Raises:
+        MergeError: PEFT cannot hold it; see ``only_component``.
         ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
     """
-    config = _portable_config(adapter, base_model, rank)
+    component = only_component(adapter)
+    config = _config(adapter, base_model, rank, component)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    infos: dict[str, tuple[str, tuple[int, ...]]] = {}
-    units = stored_units(adapter)
-    for path, modules in units.items():
-        spec = adapter.modules[modules[0]]
-        out_features, in_features = spec.shape
-        a_key, b_key = _factor_keys(path, spec.kind)
-        infos[a_key] = (dtype, (rank * len(modules), in_features))
-        infos[b_key] = (dtype, (out_features, rank * len(modules)))
-    extra_keys = {name: PREFIX + extra_key(spec, adapter) for name, spec in adapter.extras.items()}
-    infos |= {extra_keys[name]: (spec.dtype, spec.shape) for name, spec in adapter.extras.items()}
-
-    def prepare(path: str) -> tuple[str, Tensor, Tensor]:
-        factors = [_prepared(module, adapter.factors(module), rank, dtype) for module in units[path]]
-        return path, *(joined(factors) if len(factors) > 1 else factors[0])
-
-    with safetensors_writer(folder / WEIGHTS_FILE, infos) as writer:
-        for path, A, B in map_modules(prepare, units):
-            a_key, b_key = _factor_keys(path, adapter.modules[units[path][0]].kind)
-            writer.write(a_key, A)
-            writer.write(b_key, B)
-            for module in units[path]:
-                progress(module)
-        for name, key in extra_keys.items():
-            writer.write(key, _finite_extra(name, adapter.load_extra(name)))
-
-
-def _finite_extra(name: str, tensor: Tensor) -> Tensor:
-    if np.issubdtype(tensor.dtype, np.integer) or tensor.dtype == np.bool_ or is_finite(tensor):
-        return tensor
-    raise ProofFailed(f"{name} holds NaN or infinity.", remedy="Leave it out with --extras drop.")
+    metadata = {COMPONENT_KEY: component} if component else {}
+    write_factors(
+        folder / WEIGHTS_FILE,
+        adapter,
+        Layout(_factor_keys, join=joined),
+        dtype=dtype,
+        rank=rank,
+        progress=progress,
+        metadata=metadata,
+        units=stored_units(adapter),
+        extras={PREFIX + extra_key(spec, adapter): name for name, spec in adapter.extras.items()},
+    )
 
 
 def stored_units(adapter: Adapter) -> dict[str, list[str]]:
@@ -85,44 +73,67 @@ def stored_units(adapter: Adapter) -> dict[str, list[str]]:
     return units
 
 
-def _factor_keys(module: str, kind: ModuleKind) -> tuple[str, str]:
-    if kind == "embedding":
+def only_component(adapter: Adapter) -> str:
+    """Return the model of a pipeline that all modules belong to, empty for a model of its own.
+
+    Raises:
+        MergeError: There are several, or names that PEFT could not find in a model.
+    """
+    components = sorted({spec.component for spec in adapter.modules.values()})
+    if flat := next((module for module in adapter.modules if is_flat(module)), None):
+        raise MergeError(
+            f"{flat} is a name of kohya's whose place in the model is unknown, so PEFT could not find it.",
+            remedy="Write the format it came in: --format kohya.",
+        )
+    if len(components) > 1:
+        raise MergeError(
+            f"The adapter is for several models ({', '.join(components)}); a PEFT folder holds an adapter of one.",
+            remedy="Write one file for all of them: --format diffusers, or --format kohya.",
+        )
+    return components[0] if components else ""
+
+
+def _factor_keys(spec: ModuleSpec) -> tuple[str, str]:
+    module = spec.local_name
+    if spec.kind == "embedding":
         return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
-def _prepared(module: str, factors: LoraFactors, rank: int, dtype: str) -> tuple[Tensor, Tensor]:
-    """Return A and B as they are to be written: scaling in B, padded to ``rank``, in ``dtype``."""
-    B = factors.B if factors.scaling == 1.0 else np.multiply(factors.B, factors.scaling, dtype=np.float64)
-    with np.errstate(over="ignore"):  # the check looks for infinity
-        prepared = _cast(factors.A, (rank, factors.shape[1]), dtype), _cast(B, (factors.shape[0], rank), dtype)
-    if not all(map(is_finite, prepared)):
-        raise ProofFailed(
-            f"{module} would hold NaN or infinity in {dtype}.",
-            remedy="Try --dtype float32 or bfloat16, or smaller weights.",
-        )
-    return prepared
+def rank_fields(modules: Mapping[str, ModuleSpec], rank: int | None) -> dict[str, Any]:
+    """Return the fields of the config that state rank and alpha, which are equal in every module.
+
+    Args:
+        modules: The modules of the file, all of one component.
+        rank: The one rank of all; ``None`` to name, by patterns, the modules that differ from the most frequent rank.
+    """
+    specs = {spec.local_name: spec for spec in modules.values()}
+    counts = Counter(spec.rank for spec in specs.values())
+    common = rank or max(counts, key=lambda value: (counts[value], value))
+    others = {_pattern(name, specs): spec.rank for name, spec in specs.items() if rank is None and spec.rank != common}
+    return {"r": common, "lora_alpha": common, "rank_pattern": others, "alpha_pattern": others}
 
 
-def _cast(factor: Array, shape: tuple[int, int], dtype: str) -> Tensor:
-    if factor.shape == shape:
-        return factor.astype(dtype_named(dtype), copy=False)
-    padded = np.zeros(shape, dtype_named(dtype))
-    padded[: factor.shape[0], : factor.shape[1]] = factor.astype(padded.dtype, copy=False)
-    return padded
+def _pattern(module: str, modules: Collection[str]) -> str:
+    """Return the pattern that, by PEFT's rule, matches ``module`` and no other of ``modules``.
+
+    The name does, unless it is the end of a longer name, or a dot in it, which stands for any character, matches there.
+    """
+    if any(matches(module, other) for other in modules if other != module):
+        return f"^{re.escape(module)}"
+    return module
 
 
-def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dict[str, Any]:
+def _config(adapter: Adapter, base_model: str | None, rank: int | None, component: str) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": adapter.task_type,
         "base_model_name_or_path": base_model,
         "revision": None,
         "inference_mode": True,
-        "r": rank,
-        "lora_alpha": rank,
+        **rank_fields(adapter.modules, rank),
         "lora_dropout": 0.0,
-        "target_modules": sorted(adapter.target_modules),
+        "target_modules": sorted(target.removeprefix(f"{component}.") for target in adapter.target_modules),
         **({"target_parameters": sorted(adapter.target_parameters)} if adapter.target_parameters else {}),
         "fan_in_fan_out": adapter.fan_in_fan_out,
         "bias": "none",
@@ -130,8 +141,6 @@ def _portable_config(adapter: Adapter, base_model: str | None, rank: int) -> dic
         "init_lora_weights": True,
         "layers_to_transform": None,
         "layers_pattern": None,
-        "rank_pattern": {},
-        "alpha_pattern": {},
         "use_rslora": False,
         "use_dora": False,
         **extra_fields(adapter),

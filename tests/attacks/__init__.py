@@ -1,0 +1,1 @@
+"""Executable attacks: each builds something hostile and names the refusal it must get."""
