@@ -18,10 +18,23 @@ from hub_merge.frontmatter import LicenseDetails
 if TYPE_CHECKING:
     from hub_merge.publish import Published
 
-__all__ = ["Adapter", "Array", "FileDigest", "LoraFactors", "ModuleKind", "ModuleSpec", "Origin"]
+__all__ = [
+    "Adapter",
+    "Array",
+    "ExtraKind",
+    "ExtraSpec",
+    "FileDigest",
+    "LoraFactors",
+    "ModuleKind",
+    "ModuleSpec",
+    "Origin",
+    "Tensor",
+]
 
 Array: TypeAlias = NDArray[np.floating[Any]]
-ModuleKind: TypeAlias = Literal["linear", "embedding", "conv"]
+Tensor: TypeAlias = NDArray[Any]
+ModuleKind: TypeAlias = Literal["linear", "embedding", "conv", "expert"]
+ExtraKind: TypeAlias = Literal["weights", "bias", "tokens"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +92,8 @@ class ModuleSpec:
 
     Attributes:
         name: Dotted name inside the base model, with the component before it where there is one.
-        kind: ``linear`` (also GPT-2's Conv1D), ``embedding`` or ``conv``.
+        kind: ``linear`` (also GPT-2's Conv1D), ``embedding``, ``conv``, or ``expert`` (one of a parameter that holds
+            several).
         shape: ``(out, in)`` of the delta; ``(dim, vocabulary)`` for an embedding, ``(out, in * kernel size)`` for a
             convolution, whose A is stored flattened: ``(rank, in, *kernel)`` as ``(rank, in * kernel size)``.
         rank: Rank of the stored factors.
@@ -102,6 +116,32 @@ class ModuleSpec:
     def local_name(self) -> str:
         """Name inside its component."""
         return self.name.removeprefix(f"{self.component}.") if self.component else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraSpec:
+    """A trained tensor beside the factors, which takes the place of one of the base.
+
+    Attributes:
+        name: Dotted name of the parameter inside the base model.
+        kind: ``weights`` (of a module that is saved whole, such as a head), ``bias``, or ``tokens`` (rows of an
+            embedding).
+        module: The module that is saved whole, or that has the bias or the rows.
+        shape: Its shape.
+        dtype: Name of the stored dtype.
+        rows: For ``tokens``, the token of each row.
+    """
+
+    name: str
+    kind: ExtraKind
+    module: str
+    shape: tuple[int, ...]
+    dtype: str
+    rows: tuple[int, ...] = ()
+
+
+def _no_extra(name: str) -> Tensor:
+    raise KeyError(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +195,17 @@ class Adapter:
         base_revision: Revision of the base that the adapter states.
         task_type: PEFT task type, such as ``CAUSAL_LM``.
         target_modules: Names that select exactly ``modules`` in the base; suffixes where they are safe.
+        target_parameters: Names of parameters that hold experts, if ``modules`` has any.
         fan_in_fan_out: Whether the adapted layers keep weights as ``(in, out)`` (GPT-2's Conv1D).
         findings: What reading it brought to light.
         format: Format of its files: ``peft``, ``kohya``, ``diffusers``, ``mlx`` or ``gguf``.
         has_values: Whether its tensors can be read; ``False`` when only headers were fetched.
         added_tokens: Tokens beyond the base vocabulary, by id, as far as the files tell.
         vocabulary: Number of tokens that embeddings or head have rows for, as far as the files tell.
+        extras: Trained tensors beside the factors, by name.
+        load_extra: Reads one of them.
+        load_magnitude: Reads the DoRA magnitudes of a module, ``(out,)``; ``None`` if it is no DoRA adapter.
+        converted: How it was made plain, as data for the record; ``None`` if it was read as it is.
         origin: Where it came from.
     """
 
@@ -171,12 +216,17 @@ class Adapter:
     base_revision: str | None = None
     task_type: str | None = None
     target_modules: tuple[str, ...] = ()
+    target_parameters: tuple[str, ...] = ()
     fan_in_fan_out: bool = False
     findings: tuple[Finding, ...] = ()
     format: str = "peft"
     has_values: bool = True
     added_tokens: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
     vocabulary: int | None = None
+    extras: Mapping[str, ExtraSpec] = field(default_factory=lambda: MappingProxyType({}))
+    load_extra: Callable[[str], Tensor] = field(default=_no_extra, repr=False)
+    load_magnitude: Callable[[str], Array] | None = field(default=None, repr=False)
+    converted: Mapping[str, Any] | None = None
     origin: Origin = field(default_factory=Origin)
 
     @classmethod

@@ -133,7 +133,7 @@ def check(
 
 def _allow_findings(findings: Iterable[Finding], allow: Iterable[str]) -> Iterator[Finding]:
     """Tell of each code that accepts nothing here: it may be misspelt."""
-    found = sorted({finding.code for finding in findings if finding.severity == "problem" and finding.overrule})
+    found = sorted({finding.code for finding in findings if finding.allowable})
     for code in sorted(set(allow).difference(found)):
         yield caution("allow_unused", "allow", f"{code} accepts nothing here", _some(found) or "no code", "")
 
@@ -242,6 +242,7 @@ def _layout_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
             "the same everywhere",
             "The factors are the same either way; the composite sets it.",
         )
+    yield from _parameter_findings(adapters)
     modules = [set(adapter.modules) for adapter in adapters]
     common = set.intersection(*modules) if modules else set()
     if len(adapters) > 1 and not common:
@@ -260,6 +261,35 @@ def _layout_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
         )
 
 
+def _parameter_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
+    """Tell of different target_parameters: the same key of a file then stands for different parameters."""
+    with_experts = [adapter for adapter in adapters if adapter.target_parameters]
+    for other in with_experts[1:]:
+        first = with_experts[0]
+        if set(other.target_parameters) != set(first.target_parameters):
+            yield problem(
+                "target_parameters_differ",
+                "target_parameters",
+                f"it adapts {_some(sorted(other.target_parameters))}",
+                f"{_some(sorted(first.target_parameters))} as in {first.name}",
+                "Merge adapters that adapt the same parameters.",
+                adapter=other.name,
+            )
+        elif _experts(other) != _experts(first):
+            yield problem(
+                "experts_differ",
+                "target_parameters",
+                f"its {len(_experts(other))} experts are not the {len(_experts(first))} of {first.name}",
+                "the same experts",
+                "They were trained on different bases, or on different layers.",
+                adapter=other.name,
+            )
+
+
+def _experts(adapter: Adapter) -> set[str]:
+    return {name for name, spec in adapter.modules.items() if spec.kind == "expert"}
+
+
 def _coverage(adapters: Sequence[Adapter]) -> Iterator[Coverage]:
     groups: dict[tuple[str, tuple[int, int]], Counter[int]] = {}
     for number, adapter in enumerate(adapters):
@@ -271,7 +301,8 @@ def _coverage(adapters: Sequence[Adapter]) -> Iterator[Coverage]:
 
 def _group(module: str) -> str:
     """Return the module's place in a layer: its last two names that are no number."""
-    return ".".join([part for part in module.split(".") if not part.isdigit()][-2:])
+    path = module.partition("[")[0]  # an expert stands with the others
+    return ".".join([part for part in path.split(".") if not part.isdigit()][-2:])
 
 
 def total_rank(adapters: Sequence[Adapter]) -> int:

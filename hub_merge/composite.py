@@ -12,6 +12,8 @@ import numpy as np
 from hub_merge.adapter import Adapter, LoraFactors, ModuleSpec, Origin
 from hub_merge.compat import Compatibility
 from hub_merge.errors import MergeError
+from hub_merge.extras import NO_EXTRAS, Extras
+from hub_merge.formats.peft import covered
 from hub_merge.formats.tensors import widest
 from hub_merge.gram import Parts
 from hub_merge.methods import Method
@@ -39,6 +41,7 @@ class Composite(Adapter):
         dtype: Dtype it is written in.
         compatibility: What the check of the parents showed.
         allow: Codes of findings the user accepted.
+        beside: What becomes of the parents' tensors beside their factors.
     """
 
     parents: tuple[Adapter, ...]
@@ -53,6 +56,7 @@ class Composite(Adapter):
     dtype: str
     compatibility: Compatibility
     allow: tuple[str, ...] = ()
+    beside: Extras = NO_EXTRAS
 
     @property
     def is_linear(self) -> bool:
@@ -104,6 +108,7 @@ def compose(
     dtype: str | None,
     compatibility: Compatibility,
     allow: Sequence[str] = (),
+    beside: Extras = NO_EXTRAS,
     name: str = "composite",
 ) -> Composite:
     """Return the composite that these choices give; nothing is computed yet but ranks that depend on the numbers.
@@ -134,6 +139,12 @@ def compose(
         )
         for module, parts in found.items()
     }
+    parameters = _target_parameters(parents, specs)
+    if parameters and profile == "peft":
+        raise MergeError(
+            "Profile peft gives each module a rank of its own, which PEFT has not for experts (target_parameters).",
+            remedy="Leave out --profile.",
+        )
     written = dtype or widest(spec.dtype for parent in parents for spec in parent.modules.values())
 
     def load(module: str) -> LoraFactors:
@@ -145,7 +156,10 @@ def compose(
         load=load,
         base_model=compatibility.base_model,
         task_type=next((parent.task_type for parent in parents if parent.task_type), None),
-        target_modules=_targets(parents, specs),
+        target_modules=_targets(parents, specs, beside),
+        target_parameters=parameters,
+        extras=beside.specs,
+        load_extra=beside.load,
         fan_in_fan_out=any(parent.fan_in_fan_out for parent in parents),
         origin=Origin(
             gated=any(parent.origin.gated for parent in parents), private=any(p.origin.private for p in parents)
@@ -162,8 +176,36 @@ def compose(
         dtype=written,
         compatibility=compatibility,
         allow=tuple(allow),
+        beside=beside,
     )
     return composite
+
+
+def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec], beside: Extras) -> tuple[str, ...]:
+    """Return the parents' targets together, or full names where those would select a module that has no factors."""
+    targets = sorted({target for parent in parents for target in parent.target_modules})
+    dropped = any(module not in specs for parent in parents for module in parent.modules)
+    replaced = {spec.name.rpartition(".")[0] for spec in beside.specs.values() if spec.kind == "weights"}
+    if dropped or any(covered(module, targets) for module in replaced):
+        return tuple(module for module, spec in specs.items() if spec.kind != "expert")
+    return tuple(targets)
+
+
+def _target_parameters(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec]) -> tuple[str, ...]:
+    """Return the parameters that hold experts, if any expert is adapted.
+
+    Raises:
+        MergeError: Weights by module leave out some experts, whereas PEFT adapts all of a parameter or none.
+    """
+    experts = {name for parent in parents for name, spec in parent.modules.items() if spec.kind == "expert"}
+    if experts.isdisjoint(specs):
+        return ()
+    if lost := sorted(experts - specs.keys()):
+        raise MergeError(
+            f"The weights leave out {lost[0]}; PEFT adapts all experts of target_parameters or none.",
+            remedy="Give every expert a weight that is not zero.",
+        )
+    return next(parent.target_parameters for parent in parents if parent.target_parameters)
 
 
 def _specs_taking_part(parents: Sequence[Adapter], weights: Sequence[Weight]) -> dict[str, list[ModuleSpec]]:
@@ -206,13 +248,6 @@ def _ranks(
         return parts, method.combination(numbers, parts)
 
     return {**ranks_by_module(squares_of_sum(found, taking_part), rank, energy, profile)}
-
-
-def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec]) -> tuple[str, ...]:
-    """Return the parents' targets together, or full names where a parent's module dropped out."""
-    if any(module not in specs for parent in parents for module in parent.modules):
-        return tuple(specs)
-    return tuple(sorted({target for parent in parents for target in parent.target_modules}))
 
 
 def module_generator(seed: int, module: str) -> np.random.Generator:

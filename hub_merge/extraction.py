@@ -23,9 +23,8 @@ from hub_merge.layout import CARD_FILE, OWN_CONTENT
 from hub_merge.lowrank import closest_update
 from hub_merge.parallel import map_modules
 from hub_merge.pipeline import merge, save
-from hub_merge.provenance import pinned_reference
 from hub_merge.ranks import smallest_rank
-from hub_merge.sources import open_model
+from hub_merge.sources import open_model, pinned_reference
 from hub_merge.staging import require_free
 
 __all__ = ["ExtractedModule", "Extraction", "extract"]

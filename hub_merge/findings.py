@@ -43,6 +43,11 @@ class Finding:
         for name in ("adapter", "where", "seen", "expected", "remedy"):
             object.__setattr__(self, name, one_line(getattr(self, name)))
 
+    @property
+    def allowable(self) -> bool:
+        """Whether it is a problem that ``--allow`` and its code accept."""
+        return self.severity == "problem" and (self.overrule or "").startswith("--allow")
+
     def describe(self) -> str:
         """Return the finding as one line."""
         subject = f"{self.adapter}: " if self.adapter else ""
@@ -77,10 +82,10 @@ class Report:
 
     @classmethod
     def of(cls, findings: Iterable[Finding], allow: Collection[str] = ()) -> Report:
-        """Collect ``findings``; those that may be overruled and whose code is in ``allow`` become cautions."""
+        """Collect ``findings``; allowable ones whose code is in ``allow`` become cautions."""
         settled = (
             Finding(**{**asdict(found), "severity": "caution", "seen": f"{found.seen} (accepted by the user)"})
-            if found.severity == "problem" and found.overrule and found.code in allow
+            if found.allowable and found.code in allow
             else found
             for found in findings
         )

@@ -18,6 +18,7 @@ from hub_merge.card import published_card, render_card, update_card
 from hub_merge.choice import choose
 from hub_merge.compat import Compatibility, check, total_rank
 from hub_merge.composite import Composite, compose
+from hub_merge.conversion import Place, converted
 from hub_merge.errors import (
     AdapterNotFound,
     HubMergeError,
@@ -29,13 +30,21 @@ from hub_merge.errors import (
     PublishError,
     RecipeError,
 )
+from hub_merge.extras import checked_policy, decide
 from hub_merge.findings import Finding, Report
 from hub_merge.formats.opening import open_adapter_files
 from hub_merge.formats.output import get_format
 from hub_merge.formats.peft import contained
 from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
-from hub_merge.layout import CARD_FILE, OWN_CONTENT, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
+from hub_merge.layout import (
+    CARD_FILE,
+    OWN_CONTENT,
+    PICTURE_FILE,
+    PUBLISHED_FILES,
+    RECIPE_FILE,
+    RECORD_FILE,
+)
 from hub_merge.licenses import LicenseVerdict, verdict_of
 from hub_merge.lineage import Standing, standings
 from hub_merge.methods import Method, get_method
@@ -45,7 +54,7 @@ from hub_merge.proof import Proof, prove
 from hub_merge.provenance import build_record, read_record, reopen, require_files
 from hub_merge.publish import Published, publish_folder
 from hub_merge.ranks import Profile, Rank, require_rank
-from hub_merge.recipe import MergeRecord, Parent, Recipe, Weight, checked_weight
+from hub_merge.recipe import REFUSE, MergeRecord, Parent, Recipe, Weight, checked_weight
 from hub_merge.scores import Scores, Scoring, score
 from hub_merge.sources import Opened, base_origin, open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
@@ -102,6 +111,7 @@ def merge(
     dtype: str | None = None,
     base: str | None = None,
     allow: Sequence[str] = (),
+    extras: str = REFUSE,
     canonical: Follow | None = None,
     original: Follow | None = None,
     **options: Any,
@@ -122,6 +132,8 @@ def merge(
         dtype: ``float32``, ``bfloat16`` or ``float16``; ``None`` takes the widest of the sources.
         base: Hub id that you assert to be the base of all adapters.
         allow: Codes of findings that you accept, such as ``task_differs``.
+        extras: What becomes of heads, biases and token rows: ``refuse``, ``keep:NAME`` (those of one adapter),
+            ``average`` (the plain mean over the adapters that have them) or ``drop``.
         canonical: Follows renames of a Hub id, such as ``Hub().canonical``.
         original: Tells which model a quantised copy was made from, such as ``Hub().original``.
         **options: Options of the method.
@@ -142,8 +154,10 @@ def merge(
     require_rank(rank, energy, profile)
     named = _affordable(adapters)
     compatibility = check(named, base=base, allow=allow, canonical=canonical, original=original)
-    if not compatibility.compatible:
-        raise IncompatibleAdapters(compatibility.report)
+    beside, report = decide(extras, named, numbers, compatibility.report)
+    if not report.compatible:
+        raise IncompatibleAdapters(report)
+    compatibility = replace(compatibility, report=report)
     compatibility = _with_cautions(compatibility, chosen, numbers, settings, rank)
     return compose(
         named,
@@ -157,6 +171,7 @@ def merge(
         dtype=dtype,
         compatibility=compatibility,
         allow=allow,
+        beside=beside,
     )
 
 
@@ -228,15 +243,38 @@ def run(
     get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
     _require_choices(recipe.dtype, recipe.seed)
     require_rank(recipe.rank, recipe.energy, recipe.profile)
+    checked_policy(recipe.extras)
     adapters = _open_all(_references(recipe, folder, parents), hub, progress)
+    adapters = _converted(recipe, adapters, hub, _finder(parents, folder), progress)
     return _carry_out(recipe, adapters, *followers(hub))
+
+
+def _finder(parents: Sequence[str | Path], folder: Path = Path()) -> Place:
+    """Return what finds a local reference of a recipe: among ``parents`` by its name, else below ``folder``."""
+    given = {Path(parent).name: Path(parent) for parent in parents}
+    return lambda text: given.get(Path(text).name, folder / text) if text.startswith(".") else text
+
+
+def _converted(
+    recipe: Recipe, adapters: Sequence[Adapter], hub: Hub, place: Place, progress: Progress
+) -> list[Adapter]:
+    """Return the adapters made plain where the recipe says so."""
+    return [
+        converted(adapter, source.convert, hub=hub, place=place, progress=progress)
+        for adapter, source in zip(adapters, recipe.models, strict=True)
+    ]
+
+
+def _helpers(recipe: Recipe) -> set[str]:
+    """Return the names of what conversions need beside the adapters: base weights and initial adapters."""
+    return {Path(text).name for source in recipe.models if source.convert for text in source.convert.references()}
 
 
 def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> list[str | Path]:
     """Return where each adapter of the recipe is: on the Hub, among ``parents`` by name, or below ``folder``."""
     given = {Path(parent).name: Path(parent) for parent in parents}
     local = {source.model: Path(source.model).name for source in recipe.models if source.model.startswith(".")}
-    if strange := given.keys() - local.values():
+    if strange := given.keys() - local.values() - _helpers(recipe):
         raise RecipeError(
             f"The recipe has no local adapter called {min(strange)}.",
             remedy=f"Its local adapters: {', '.join(local.values()) or 'none'}.",
@@ -264,6 +302,7 @@ def _carry_out(
         dtype=recipe.dtype,
         base=recipe.base_model,
         allow=recipe.allow,
+        extras=recipe.extras,
         canonical=canonical,
         original=original,
         **recipe.options,
@@ -368,7 +407,7 @@ def save(
     target.require_profile(composite.profile)
     folder = folder.expanduser()
     _require_no_parent(folder, composite)
-    target.require(composite)
+    target.require_content(composite)
     _require_room(composite, folder)
     total = len(composite.modules)
     with staged(folder, force, OWN_CONTENT) as stage:
@@ -471,8 +510,11 @@ def verify(
         raise HubMergeError("The composite is not on disk.")
     record = read_record(folder)
     require_files(written, record.output["files"], str(reference))
-    local = [open_adapter(Path(parent), hub=hub) for parent in parents]
-    asked = _carry_out(record.recipe, [reopen(parent, local, hub) for parent in record.parents])
+    helpers = _helpers(record.recipe)
+    local = [open_adapter(Path(parent), hub=hub) for parent in parents if Path(parent).name not in helpers]
+    found = [reopen(parent, local, hub) for parent in record.parents]
+    adapters = _converted(record.recipe, found, hub, _finder(parents), progress)
+    asked = _carry_out(record.recipe, adapters)
     return prove(folder, written, asked, _counter("prove", len(asked.modules), progress))
 
 

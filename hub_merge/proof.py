@@ -17,10 +17,10 @@ from typing import Any, Literal
 import numpy as np
 import safetensors
 
-from hub_merge.adapter import Adapter, Array, LoraFactors
+from hub_merge.adapter import Adapter, Array, LoraFactors, Tensor
 from hub_merge.composite import Composite
 from hub_merge.formats.output import get_format
-from hub_merge.formats.peft import covered, parse_config, rank_fields
+from hub_merge.formats.peft import EXTRAS_FLAG, covered, extra_fields, parse_config, rank_fields, stored_units
 from hub_merge.gram import (
     Float64,
     Parts,
@@ -265,13 +265,32 @@ def _structure_checks(folder: Path, written: Adapter, asked: Composite) -> tuple
     shapes = [
         name for name in asked.modules.keys() & written.modules.keys() if _shape(asked, name) != _shape(written, name)
     ]
-    findings = [finding.describe() for finding in written.findings if finding.severity == "problem"]
+    findings = [
+        finding.describe()
+        for finding in written.findings
+        if finding.severity == "problem" and not (asked.extras and finding.overrule == EXTRAS_FLAG)
+    ]
+    tensors = get_format(written.format).tensors * len(stored_units(asked)) + len(asked.extras)
     return (
-        _parser_check(weights, get_format(written.format).tensors * len(asked.modules)),
+        _parser_check(weights, tensors),
         Check("modules", not (missing or extra), _listed(("missing", missing), ("unexpected", extra))),
         Check("shapes", not shapes, _listed(("of another shape", shapes))),
         *(_peft_checks(folder, written, asked, findings) if written.format == "peft" else _plain_checks(findings)),
+        *([_extras_check(written, asked)] if asked.extras else []),
     )
+
+
+def _extras_check(written: Adapter, asked: Composite) -> Check:
+    """Compare the tensors beside the factors with those asked for, bit by bit."""
+    wrong = {name for name, _ in asked.extras.items() ^ written.extras.items()}
+    if wrong:
+        return Check("extras", False, _listed(("missing, unexpected or of another kind", wrong)))
+    differing = [name for name in asked.extras if not _same_bits(written.load_extra(name), asked.load_extra(name))]
+    return Check("extras", not differing, f"{len(asked.extras)} tensors, {_listed(('differ', differing))}")
+
+
+def _same_bits(one: Tensor, two: Tensor) -> bool:
+    return one.dtype == two.dtype and one.shape == two.shape and one.tobytes() == two.tobytes()
 
 
 def _plain_checks(findings: Sequence[str]) -> Iterator[Check]:
@@ -282,7 +301,8 @@ def _peft_checks(folder: Path, written: Adapter, asked: Composite, findings: Seq
     config = parse_config((folder / CONFIG_FILE).read_bytes())
     targets = config.get("target_modules")
     listed = targets if isinstance(targets, list) else []
-    untargeted = [module for module in written.modules if not covered(module, listed)]
+    plain = [module for module, spec in written.modules.items() if spec.kind != "expert"]
+    untargeted = [module for module in plain if not covered(module, listed)]
     problems = [*_config_problems(config, asked), *findings]
     yield Check("config", not problems, "; ".join(problems) or f"{_ranks(asked)}, alpha equals rank, no variant")
     yield Check("targets", not untargeted, _listed(("that target_modules does not select", untargeted)))
@@ -315,12 +335,14 @@ def _config_problems(config: Mapping[str, Any], asked: Composite) -> Iterator[st
         **rank_fields(asked.modules, asked.uniform_rank),
         "fan_in_fan_out": asked.fan_in_fan_out,
         "base_model_name_or_path": asked.base_model,
+        "target_parameters": sorted(asked.target_parameters) or None,
+        **extra_fields(asked),
     }
     for field, value in wanted.items():
         if config.get(field) != value:
             yield f"{field} is {_brief(config.get(field))}, expected {_brief(value)}"
     for field in PLAIN_FIELDS:
-        if config.get(field) not in (None, False, "none", "", [], {}):
+        if field not in wanted and config.get(field) not in (None, False, "none", "", [], {}):
             yield f"{field} is {config[field]!r}, expected none"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hub_merge.adapter import Adapter, Origin
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
+from hub_merge.conversion import conversion_of
 from hub_merge.errors import AdapterNotFound, ProofFailed
 from hub_merge.formats.output import FileFormat
 from hub_merge.formats.peft import contained
@@ -20,12 +21,12 @@ from hub_merge.layout import RECORD_FILE
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
 from hub_merge.scores import Scores
-from hub_merge.sources import digests, file_digest, open_adapter
+from hub_merge.sources import digests, file_digest, open_adapter, pinned_reference
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
 
-__all__ = ["build_record", "parent_of", "pinned_reference", "read_record", "reopen", "require_files"]
+__all__ = ["build_record", "parent_of", "read_record", "reopen", "require_files"]
 
 MAX_RECORD = 10_000_000
 """Bytes of the longest record that is read; one of 64 parents has two million."""
@@ -41,9 +42,10 @@ def build_record(
         parent_of(parent, weight, bases.get(parent.name))
         for parent, weight in zip(composite.parents, composite.weights, strict=True)
     )
+    beside = composite.beside
     recipe = Recipe(
         merge_method=composite.method.name,
-        models=tuple(Source(parent.model, parent.weight) for parent in parents),
+        models=tuple(Source(parent.model, parent.weight, conversion_of(parent.converted)) for parent in parents),
         base_model=composite.base_model,
         rank=composite.rank_asked,
         energy=composite.energy,
@@ -52,6 +54,7 @@ def build_record(
         dtype=composite.dtype,
         seed=composite.seed,
         allow=composite.allow,
+        extras=beside.policy,
     )
     return MergeRecord(
         recipe=recipe,
@@ -65,6 +68,7 @@ def build_record(
             "dtype": composite.dtype,
             "modules": len(composite.modules),
             "task_type": composite.task_type,
+            **({"extras": beside.to_dict()} if beside.specs or beside.dropped else {}),
             "format": target.name,
             "components": sorted({spec.component for spec in composite.modules.values() if spec.component}),
             "files": [asdict(file_digest(folder / name)) for name in target.files],
@@ -105,16 +109,9 @@ def parent_of(adapter: Adapter, weight: Weight, base: str | None = None) -> Pare
         scalings=(min(scalings), max(scalings)),
         modules=len(adapter.modules),
         task_type=adapter.task_type,
+        converted=adapter.converted,
         base_stands_for=base,
     )
-
-
-def pinned_reference(origin: Origin, name: str) -> str:
-    """Return the reference that finds something again: a Hub id with its commit, or ``./name`` for a local folder."""
-    if origin.repo_id is None:
-        return f"./{origin.file or name}"
-    place = f"{origin.subfolder}/{origin.file}".strip("/")
-    return f"{origin.repo_id}@{origin.commit}" + (f":{place}" if place else "")
 
 
 def read_record(folder: Path) -> MergeRecord:

@@ -30,7 +30,18 @@ from hub_merge.errors import RecipeError
 from hub_merge.frontmatter import LicenseDetails
 from hub_merge.ranks import PROFILES, Profile, Rank
 
-__all__ = ["SCHEMA_VERSION", "MergeRecord", "Parent", "Recipe", "Source", "Weight", "weight_for"]
+__all__ = [
+    "REFUSE",
+    "SCHEMA_VERSION",
+    "STATED",
+    "Conversion",
+    "MergeRecord",
+    "Parent",
+    "Recipe",
+    "Source",
+    "Weight",
+    "weight_for",
+]
 
 SCHEMA_VERSION = 1
 """Version of ``hub_merge.json``; raised when an old reader would misunderstand a new file."""
@@ -39,8 +50,10 @@ Weight: TypeAlias = float | Mapping[str, float]
 """One number, or numbers by module: ``{"self_attn": 0.5, "*": 1.0}``; the first filter found in a name counts."""
 
 EVERY_MODULE = "*"
+REFUSE = "refuse"
+"""What happens to tensors beside the factors as long as nobody decides."""
 
-FIELDS = "merge_method base_model models parameters profile dtype seed allow".split()
+FIELDS = "merge_method base_model models parameters profile dtype seed allow extras".split()
 """What a recipe may say at its top."""
 
 
@@ -71,12 +84,36 @@ def _finite(value: object, subject: str) -> float:
     return float(value)
 
 
+STATED = "base"
+"""In place of a reference to base weights: those of the base that the adapter states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversion:
+    """How an adapter that is no plain product is made one.
+
+    Attributes:
+        initial: The adapter as it was before training, whose product is to be subtracted (PiSSA and its like).
+        base_weights: Where the weights of the base are, for DoRA; ``base`` for the base that the adapter states.
+        rank: Rank of the factors of a DoRA adapter; ``None`` for the default.
+    """
+
+    initial: str | None = None
+    base_weights: str | None = None
+    rank: int | None = None
+
+    def references(self) -> list[str]:
+        """Return the references in it."""
+        return [text for text in (self.initial, self.base_weights) if text]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One adapter of a recipe: a reference and its weight."""
+    """One adapter of a recipe: a reference, its weight, and how it is made plain if it has to be."""
 
     model: str
     weight: Weight = 1.0
+    convert: Conversion | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +131,7 @@ class Recipe:
         dtype: Dtype of the written factors; ``None`` takes the widest of the sources.
         seed: Seed of every random choice.
         allow: Codes of the findings that the user accepted.
+        extras: What becomes of tensors beside the factors: ``refuse``, ``keep:NAME``, ``average`` or ``drop``.
     """
 
     merge_method: str
@@ -106,6 +144,7 @@ class Recipe:
     dtype: str | None = None
     seed: int = 0
     allow: tuple[str, ...] = ()
+    extras: str = REFUSE
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in the shape of its YAML."""
@@ -115,7 +154,11 @@ class Recipe:
             "merge_method": self.merge_method,
             "base_model": self.base_model,
             "models": [
-                {"model": source.model, "parameters": {"weight": _weight_to_yaml(source.weight)}}
+                {
+                    "model": source.model,
+                    "parameters": {"weight": _weight_to_yaml(source.weight)},
+                    **({"convert": _stated(source.convert)} if source.convert else {}),
+                }
                 for source in self.models
             ],
             "parameters": parameters,
@@ -123,6 +166,7 @@ class Recipe:
             "dtype": self.dtype,
             "seed": self.seed,
             "allow": list(self.allow),
+            "extras": None if self.extras == REFUSE else self.extras,
         }
         return {key: value for key, value in asked.items() if value not in (None, {}, [])}
 
@@ -170,6 +214,7 @@ class Recipe:
             dtype=None if content.get("dtype") is None else _text(content["dtype"], "dtype"),
             seed=_integer(content.get("seed", 0), "seed", at_least=0),
             allow=tuple(_text(code, "allow") for code in _list(content.get("allow"), "allow")),
+            extras=_text(content.get("extras", REFUSE), "extras"),
         )
 
 
@@ -178,7 +223,7 @@ def _source(entry: object) -> Source:
         return Source(entry)
     if not isinstance(entry, Mapping) or not isinstance(entry.get("model"), str):
         raise RecipeError(f"{entry!r} does not name a model.", remedy="Write '- model: owner/name'.")
-    _refuse_unknown(entry, ("model", "parameters"), entry["model"])
+    _refuse_unknown(entry, ("model", "parameters", "convert"), entry["model"])
     parameters = _mapping(entry.get("parameters"), "parameters")
     _refuse_unknown(parameters, ("weight",), f"parameters of {entry['model']}")
     weight = parameters.get("weight", 1.0)
@@ -187,7 +232,29 @@ def _source(entry: object) -> Source:
         for part, value in map(_rule, weight):
             rules.setdefault(part, value)  # the first one counts
         weight = rules
-    return Source(entry["model"], checked_weight(weight, entry["model"]))
+    return Source(entry["model"], checked_weight(weight, entry["model"]), _conversion(entry.get("convert")))
+
+
+def _conversion(content: object) -> Conversion | None:
+    if content is None:
+        return None
+    content = _mapping(content, "convert")
+    _refuse_unknown(content, ("initial", "base_weights", "rank"), "convert")
+    given = [name for name in ("initial", "base_weights") if content.get(name) is not None]
+    if len(given) != 1 or (given == ["initial"] and "rank" in content):
+        raise RecipeError(
+            f"'convert' is {dict(content)!r}.",
+            remedy="Give either initial, or base_weights and perhaps a rank.",
+        )
+    rank = content.get("rank")
+    return Conversion(
+        **{given[0]: _text(content[given[0]], given[0])},
+        rank=None if rank is None else _integer(rank, "rank", at_least=1),
+    )
+
+
+def _stated(conversion: Conversion) -> dict[str, Any]:
+    return {name: value for name, value in asdict(conversion).items() if value is not None}
 
 
 def _rule(rule: object) -> tuple[str, object]:
@@ -277,6 +344,7 @@ class Parent:
         task_type: PEFT task type.
         base_stands_for: The model that its base stands for, such as the original of a quantised copy.
         license_details: Where the licence is stated, and the licence files.
+        converted: How it was made plain, and with what error; ``None`` if it was merged as it is.
     """
 
     name: str
@@ -296,11 +364,19 @@ class Parent:
     task_type: str | None
     base_stands_for: str | None = None
     license_details: LicenseDetails = field(default_factory=LicenseDetails)
+    converted: Mapping[str, Any] | None = None
 
 
 def _license_details(content: Mapping[str, Any], field: str) -> LicenseDetails:
     """Read where a licence is stated; the first records did not say it."""
     return LicenseDetails.from_dict(content[field]) if field in content else LicenseDetails()
+
+
+def _parent_to_dict(parent: Parent) -> dict[str, Any]:
+    content = asdict(parent)
+    if parent.converted is None:
+        del content["converted"]
+    return content
 
 
 def _parent(content: Mapping[str, Any]) -> Parent:
@@ -352,7 +428,7 @@ class MergeRecord:
         content = {
             "schema_version": SCHEMA_VERSION,
             "recipe": self.recipe.to_dict(),
-            "parents": [asdict(parent) for parent in self.parents],
+            "parents": [_parent_to_dict(parent) for parent in self.parents],
             "base_model": self.base_model,
             "base_license": self.base_license,
             "base_license_details": asdict(self.base_license_details),

@@ -33,6 +33,7 @@ __all__ = [
     "open_adapter",
     "open_headers",
     "open_model",
+    "pinned_reference",
     "unique_names",
 ]
 
@@ -293,6 +294,14 @@ def base_origin(model_id: str, hub: Hub) -> Origin | None:
         return _origin(pinned, hub.pull(pinned, TERMS_FILES))
     except HubMergeError:  # it has none, or asks for access first
         return _origin(pinned, None)
+
+
+def pinned_reference(origin: Origin, name: str) -> str:
+    """Return the reference that finds something again: a Hub id with its commit, or ``./name`` for a local folder."""
+    if origin.repo_id is None:
+        return f"./{origin.file or name}"
+    place = f"{origin.subfolder}/{origin.file}".strip("/")
+    return f"{origin.repo_id}@{origin.commit}" + (f":{place}" if place else "")
 
 
 def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:

@@ -20,7 +20,7 @@ import click
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from hub_merge.cli import main
 from hub_merge.cli.app import cli
@@ -86,6 +86,41 @@ def adapters(tmp_path: Path) -> Path:
             tensors = {key: value[:, :9] if "lora_A" in key else value[:, :2] for key, value in tensors.items()}
         write_adapter(tmp_path / name, {key: np.ascontiguousarray(value) for key, value in tensors.items()}, config)
     return tmp_path
+
+
+def test_heads_are_kept_and_changed_bases_and_dora_made_plain_from_the_command_line(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    tensors = peft_tensors(rng, MODULES)
+    common = {"base_model_name_or_path": "acme/base", "task_type": "CAUSAL_LM"}
+    head = {"base_model.model.score.weight": np.ones((2, 3), np.float32)}
+    write_adapter(tmp_path / "head", {**tensors, **head}, peft_config(**common))
+    write_adapter(tmp_path / "pissa", tensors, peft_config(**common, init_lora_weights="pissa"))
+    write_adapter(tmp_path / "start", peft_tensors(rng, MODULES), peft_config(**common))
+    magnitudes = {f"base_model.model.{name}.lora_magnitude_vector": np.full(6, 3, np.float32) for name in MODULES}
+    write_adapter(tmp_path / "dora", {**tensors, **magnitudes}, peft_config(**common, use_dora=True))
+    (tmp_path / "weights").mkdir()
+    base = {f"{name}.weight": rng.standard_normal((6, 5)).astype(np.float32) for name in MODULES}
+    save_file(base, tmp_path / "weights" / "model.safetensors")
+
+    assert run("merge", "./head", "./pissa", "./dora", "-o", "out").code == 1
+    initial = ["--initial", "pissa=./start"]
+    materialize = ["--materialize", "--base-weights", "./weights", "--materialize-rank", "5"]
+    done = run(
+        *("merge", "./head", "./pissa", "./dora", "-o", "out", "--extras", "keep:head"),
+        *initial,
+        *materialize,
+        "--json",
+    )
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["extras"] == "keep:head: 1 written, 0 left out"
+    assert "[materialized] dora: its DoRA deltas were formed with ./weights and factorised again at rank 5" in done.err
+    assert "[converted] pissa: the product that it started from, ./start, was taken away" in done.err
+    local = ["./head", "./pissa", "./start", "./dora", "./weights"]
+    assert run("verify", "out", *local).code == 0
+    assert run("merge", "out/recipe.yaml", *local, "-o", "again").code == 0
+    assert (tmp_path / "out" / "adapter_model.safetensors").read_bytes() == (
+        tmp_path / "again" / "adapter_model.safetensors"
+    ).read_bytes()
 
 
 # --- output modes -----------------------------------------------------------------------------------------------------
@@ -247,6 +282,12 @@ USAGE = {
         "leave out --rank,",
     ),
     "a dtype that cannot be written": (["merge", "./math", "--dtype", "int8", "-o", "out"], "'int8' is not one of"),
+    "base weights for nothing": (["merge", "./math", "--base-weights", "./b", "-o", "o"], "say how to --materialize"),
+    "an initial adapter of nobody": (["merge", "./math", "--initial", "a=./b", "-o", "o"], "'a=./b' is not ADAPTER="),
+    "an initial adapter without a name": (
+        ["merge", "./math", "--initial", "math", "-o", "o"],
+        "'math' is not ADAPTER=",
+    ),
     "no recipe": (["merge", "none.yaml", "-o", "out"], "There is no recipe none.yaml."),
     "a recipe behind adapters": (["merge", "./math", "r.yaml", "-o", "out"], "Name one recipe, first"),
     "a recipe with options": (

@@ -18,11 +18,11 @@ bases budgets choice findings frontmatter ranks
 adapter recipe parallel staging
 gram
 clustering elementwise lowrank spectra formats hub
-coordinates lineage outliers scores
+coordinates lineage materialize outliers scores
 methods
-compat licenses
-advise composite sources
-proof plots card
+compat licenses extras
+advise composite sources base_weights
+proof plots card conversion
 notices provenance publish
 pipeline
 bulk fusion

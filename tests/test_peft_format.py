@@ -583,7 +583,7 @@ def test_a_variant_is_a_problem_that_names_its_field(field: str, rng: np.random.
     assert built(tensors, **{field: None}).findings == built(tensors, **{field: False}).findings == ()
 
 
-@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga"])
+@pytest.mark.parametrize("init", ["pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "lora_ga"])
 def test_an_initialisation_that_changed_the_base_is_a_problem(init: str, rng: np.random.Generator) -> None:
     found = only(built(peft_tensors(rng, {"c_attn": 2}), init_lora_weights=init))
     assert (found.severity, found.code, found.where) == ("problem", "changed_base", "init_lora_weights")

@@ -181,6 +181,12 @@ SOURCES: dict[str, tuple[str, dict[str, Any]]] = {
     "embedding and linear": ("llama", {"target_modules": ["embed_tokens", "q_proj", "lm_head"]}),
     "regular expression": ("llama", {"target_modules": r".*layers\.1\.(self_attn\.q_proj|mlp\.up_proj)"}),
     "some layers": ("llama", {"target_modules": ["q_proj", "v_proj"], "layers_to_transform": [1]}),
+    "exceptions": ("llama", {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["layers.0.self_attn.q_proj"]}),
+    "exceptions by a regular expression": ("llama", {"target_modules": "all-linear", "exclude_modules": r".*mlp.*"}),
+    "layers by their pattern": (
+        "gpt2",
+        {"target_modules": ["c_attn"], "layers_to_transform": [0], "layers_pattern": "h", **CONV1D},
+    ),
     "all linear layers": ("llama", {"target_modules": "all-linear"}),
 }
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hub_merge.errors import RecipeError
 from hub_merge.frontmatter import LicenseDetails
-from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent, Recipe, Source, checked_weight, weight_for
+from hub_merge.recipe import SCHEMA_VERSION, Conversion, MergeRecord, Parent, Recipe, Source, checked_weight, weight_for
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
@@ -23,10 +23,15 @@ OPTIONS = st.dictionaries(
     st.one_of(st.integers(), NUMBERS, TEXT, st.booleans()),
     max_size=3,
 )
+CONVERSIONS = st.one_of(
+    st.none(),
+    st.builds(Conversion, initial=TEXT),
+    st.builds(Conversion, base_weights=TEXT, rank=st.none() | st.integers(1, 99)),
+)
 RECIPES = st.builds(
     Recipe,
     merge_method=TEXT,
-    models=st.lists(st.builds(Source, TEXT, WEIGHTS), min_size=1, max_size=3).map(tuple),
+    models=st.lists(st.builds(Source, TEXT, WEIGHTS, CONVERSIONS), min_size=1, max_size=3).map(tuple),
     base_model=st.none() | TEXT,
     rank=st.none() | st.integers(1, 512) | st.just("auto"),
     energy=st.none() | st.floats(0, 1, exclude_min=True),
@@ -35,6 +40,7 @@ RECIPES = st.builds(
     dtype=st.none() | TEXT,
     seed=st.integers(0, 2**63),
     allow=st.lists(TEXT, max_size=2).map(tuple),
+    extras=st.sampled_from(["refuse", "average", "drop", "keep:math"]),
 )
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | NUMBERS | TEXT,
@@ -69,6 +75,7 @@ PARENTS = st.builds(
     modules=st.integers(0, 999),
     task_type=st.none() | TEXT,
     license_details=DETAILS,
+    converted=st.none() | OBJECTS,
 )
 RECORDS = st.builds(
     MergeRecord,

@@ -14,7 +14,7 @@ from hub_merge.cli.output import Output
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
     from hub_merge.ranks import Profile, Rank
-    from hub_merge.recipe import MergeRecord, Recipe
+    from hub_merge.recipe import Conversion, MergeRecord, Recipe
 
 __all__ = ["cli", "main"]
 
@@ -369,6 +369,29 @@ def advise(
 @dtype_option
 @base_option
 @allow_option
+@click.option(
+    "--extras",
+    metavar="POLICY",
+    help="Heads, biases and token rows: refuse, keep:NAME of an adapter, average, or drop.  [default: refuse]",
+)
+@click.option(
+    "--materialize", is_flag=True, default=None, help="Form DoRA deltas from the base's weights, with a stated error."
+)
+@click.option(
+    "--base-weights", metavar="FOLDER_OR_REPO", help="Where those weights are.  [default: the base that is stated]"
+)
+@click.option(
+    "--materialize-rank",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Rank of a DoRA adapter's new factors.  [default: four times its rank]",
+)
+@click.option(
+    "--initial",
+    multiple=True,
+    metavar="ADAPTER=REFERENCE",
+    help="A PiSSA, OLoRA, CorDA or LoRA-GA adapter as it was before training; may be repeated.",
+)
 @click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
 @force_option
 @pickle_option
@@ -448,6 +471,8 @@ def _recipe(
     dtype: str | None,
     base: str | None,
     allow: tuple[str, ...],
+    extras: str | None = None,
+    **conversion: Any,
 ) -> Recipe:
     from hub_merge.recipe import Recipe, Source
 
@@ -457,9 +482,10 @@ def _recipe(
         raise click.BadParameter(f"{wrong[0]!r} is not NAME=VALUE.", param_hint="--option")
     _require_auto(rank, energy)
     numbers = _numbers(weights, adapters) or [1.0] * len(adapters)
+    conversions = _conversions(adapters, **conversion)
     return Recipe(
         merge_method=method or "sum",
-        models=tuple(Source(model, weight) for model, weight in zip(adapters, numbers, strict=True)),
+        models=tuple(map(Source, adapters, numbers, conversions)),
         base_model=base,
         rank=rank,
         energy=energy,
@@ -468,7 +494,34 @@ def _recipe(
         dtype=dtype,
         seed=seed or 0,
         allow=allow,
+        extras=extras or "refuse",
     )
+
+
+def _conversions(
+    adapters: tuple[str, ...],
+    *,
+    materialize: bool | None = None,
+    base_weights: str | None = None,
+    materialize_rank: int | None = None,
+    initial: tuple[str, ...] = (),
+) -> list[Conversion | None]:
+    """Return how each adapter is made plain if it has to be."""
+    from hub_merge.recipe import STATED, Conversion
+
+    if not materialize and (base_weights or materialize_rank):
+        raise click.UsageError("--base-weights and --materialize-rank say how to --materialize: add that too.")
+    plain = Conversion(base_weights=base_weights or STATED, rank=materialize_rank) if materialize else None
+    conversions = [plain] * len(adapters)
+    for entry in initial:
+        name, _, reference = entry.partition("=")
+        places = [place for place, adapter in enumerate(adapters) if name in (adapter, Path(adapter).name)]
+        if len(places) != 1 or not reference:
+            raise click.BadParameter(
+                f"{entry!r} is not ADAPTER=REFERENCE with one of the adapters to merge.", param_hint="--initial"
+            )
+        conversions[places[0]] = Conversion(initial=reference)
+    return conversions
 
 
 def _require_auto(rank: Rank | None, energy: float | None) -> None:

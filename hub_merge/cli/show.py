@@ -117,6 +117,7 @@ def _inspection(opened: Opened, base: Standing) -> dict[str, Any]:
         "license": adapter.origin.license,
         "license_found_in": adapter.origin.license_details.found_in,
         "modules": len(specs),
+        **({"extras": list(adapter.extras)} if adapter.extras else {}),
         "groups": [f"{count} x {group}" for group, count in groups.items()],
         "rank": _one_or_all(spec.rank for spec in specs),
         "scaling": _one_or_all(spec.scaling for spec in specs),
@@ -393,12 +394,18 @@ def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:
         "ranks": _ranks(record),
         "dtype": record.output["dtype"],
         "modules": record.output["modules"],
+        **({"extras": _extras(record.output["extras"])} if "extras" in record.output else {}),
         "max_error": record.proof["max_error"],
         "distance_to_sum": record.proof["distance_to_sum"],
         "energy_kept": record.proof["energy_kept"],
         "rms_cosine": record.scores["rms_cosine"],
         "license": verdict_of(record).line(),
     }
+
+
+def _extras(extras: Any) -> str:
+    dropped = sum(len(entry["names"]) for entry in extras["dropped"])
+    return f"{extras['policy']}: {len(extras['written'])} written, {dropped} left out"
 
 
 def _ranks(record: MergeRecord) -> list[str] | None:

@@ -62,6 +62,16 @@ class FileFormat:
                 remedy="Write --format peft, or leave out --profile.",
             )
 
+    def require_content(self, adapter: Adapter) -> None:
+        """Raise ``MergeError`` unless the format can hold everything that ``adapter`` consists of."""
+        if self.name != "peft" and (adapter.extras or adapter.target_parameters):
+            what = "tensors beside its factors" if adapter.extras else "factors of experts (target_parameters)"
+            raise MergeError(
+                f"The adapter has {what}, which format {self.name} cannot hold.",
+                remedy="Write --format peft" + (", or leave them out with --extras drop." if adapter.extras else "."),
+            )
+        self.require(adapter)
+
 
 FORMATS: Mapping[str, FileFormat] = {
     entry.name: entry

@@ -24,6 +24,7 @@ from hub_merge.adapter import Array
 from hub_merge.errors import AdapterFormatError
 
 __all__ = [
+    "FLOATS",
     "ArrayStore",
     "Header",
     "HeaderStore",

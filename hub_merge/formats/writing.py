@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleSpec
+from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleSpec, Tensor
 from hub_merge.errors import ProofFailed
 from hub_merge.formats.pairs import factor_shapes
 from hub_merge.formats.tensors import dtype_named, is_finite, safetensors_writer
 from hub_merge.parallel import map_modules
 
 __all__ = ["Layout", "write_factors"]
-
-Tensor: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +27,13 @@ class Layout:
         transposed: Whether they are ``(in, rank)`` and ``(rank, out)``; else A is ``(rank, in)`` and B ``(out, rank)``,
             with a convolution's kernel behind.
         alpha: Returns the name of a tensor that holds alpha, which is the rank; ``None`` for no such tensor.
+        join: Returns the A and B in which modules keep theirs together; ``None`` where each has its own.
     """
 
     keys: Callable[[ModuleSpec], tuple[str, str]]
     transposed: bool = False
     alpha: Callable[[ModuleSpec], str] | None = None
+    join: Callable[[Sequence[tuple[Tensor, Tensor]]], tuple[Tensor, Tensor]] | None = None
 
     def infos(self, spec: ModuleSpec, rank: int, dtype: str) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Return dtype and shape of each tensor of a module, by name, in the order of ``tensors``."""
@@ -60,6 +58,8 @@ def write_factors(
     rank: int | None,
     progress: Callable[[str], None],
     metadata: Mapping[str, str] = MappingProxyType({}),
+    units: Mapping[str, Sequence[str]] | None = None,
+    extras: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the factors of ``adapter`` to the new file ``path``.
 
@@ -74,22 +74,41 @@ def write_factors(
         rank: The one rank of the file, at least that of every module; ``None`` for the rank of each module.
         progress: Called with each module's name when it is written.
         metadata: Texts for the file's header.
+        units: Modules that ``layout.join`` puts together, by the name that they have there; ``None`` for none.
+        extras: Which of the adapter's extras to write behind the factors, by the names of their tensors.
 
     Raises:
         ProofFailed: A factor holds NaN or infinity, or does in ``dtype``.
     """
-    infos = {module: layout.infos(spec, rank or spec.rank, dtype) for module, spec in adapter.modules.items()}
+    units = units or {module: [module] for module in adapter.modules}
+    infos: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
+    for unit, modules in units.items():
+        spec = adapter.modules[modules[0]]
+        infos[unit] = layout.infos(replace(spec, name=unit), (rank or spec.rank) * len(modules), dtype)
 
-    def prepare(module: str) -> tuple[str, list[Tensor]]:
-        factors = _prepared(module, adapter.factors(module), rank or adapter.modules[module].rank, dtype)
-        return module, layout.tensors(*factors)
+    def prepare(unit: str) -> tuple[str, list[Tensor]]:
+        factors = [
+            _prepared(module, adapter.factors(module), rank or adapter.modules[module].rank, dtype)
+            for module in units[unit]
+        ]
+        return unit, layout.tensors(*(layout.join(factors) if layout.join and len(factors) > 1 else factors[0]))
 
     flat = {key: info for tensors in infos.values() for key, info in tensors.items()}
+    flat |= {key: (adapter.extras[name].dtype, adapter.extras[name].shape) for key, name in extras.items()}
     with safetensors_writer(path, flat, metadata) as writer:
-        for module, tensors in map_modules(prepare, adapter.modules):
-            for (key, (_, shape)), tensor in zip(infos[module].items(), tensors, strict=True):
+        for unit, tensors in map_modules(prepare, units):
+            for (key, (_, shape)), tensor in zip(infos[unit].items(), tensors, strict=True):
                 writer.write(key, tensor.reshape(shape))
-            progress(module)
+            for module in units[unit]:
+                progress(module)
+        for key, name in extras.items():
+            writer.write(key, _finite_extra(name, adapter.load_extra(name)))
+
+
+def _finite_extra(name: str, tensor: Tensor) -> Tensor:
+    if np.issubdtype(tensor.dtype, np.integer) or tensor.dtype == np.bool_ or is_finite(tensor):
+        return tensor
+    raise ProofFailed(f"{name} holds NaN or infinity.", remedy="Leave it out with --extras drop.")
 
 
 def _prepared(module: str, factors: LoraFactors, rank: int, dtype: str) -> tuple[Tensor, Tensor]:

@@ -25,10 +25,10 @@ from hub_merge.hub import Hub
 from hub_merge.layout import CARD_FILE, RECORD_FILE
 from hub_merge.parallel import map_modules
 from hub_merge.pipeline import followers, is_open, require_lawful, save
-from hub_merge.provenance import parent_of, pinned_reference, read_record
+from hub_merge.provenance import parent_of, read_record
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord
-from hub_merge.sources import file_digest, open_adapter, open_model
+from hub_merge.sources import file_digest, open_adapter, open_model, pinned_reference
 from hub_merge.staging import require_free, staged
 
 __all__ = ["fuse", "push_fused"]

@@ -193,6 +193,13 @@ class Hub:
             bytes_read=reader.bytes_read,
         )
 
+    def ranges(self, pinned: PinnedRepo) -> Callable[[str, int, int], bytes]:
+        """Return what reads the bytes of a file of the folder, by its name, from a start up to, not including, an end.
+
+        What it raises is what ``read_headers`` does.
+        """
+        return _Reader(self, pinned).read
+
     def readme(self, pinned: PinnedRepo) -> str | None:
         """Return the card of the adapter's folder, ``None`` if it has none."""
         if CARD_FILE not in pinned.names():

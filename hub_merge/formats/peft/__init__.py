@@ -8,12 +8,14 @@ module a rank of its own, named by ``rank_pattern`` and ``alpha_pattern``, which
 """
 
 from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, parse_config, read_object
+from hub_merge.formats.peft.extras import EXTRAS_FLAG, extra_fields, extra_key
 from hub_merge.formats.peft.files import adapter_files, contained, weight_files
 from hub_merge.formats.peft.reading import adapter_from_headers, adapter_from_tensors, open_folder, read_tokens
 from hub_merge.formats.peft.targets import covered
-from hub_merge.formats.peft.writing import only_component, rank_fields, write_folder
+from hub_merge.formats.peft.writing import only_component, rank_fields, stored_units, write_folder
 
 __all__ = [
+    "EXTRAS_FLAG",
     "MAX_CONFIG",
     "Scalings",
     "adapter_files",
@@ -21,12 +23,15 @@ __all__ = [
     "adapter_from_tensors",
     "contained",
     "covered",
+    "extra_fields",
+    "extra_key",
     "only_component",
     "open_folder",
     "parse_config",
     "rank_fields",
     "read_object",
     "read_tokens",
+    "stored_units",
     "weight_files",
     "write_folder",
 ]

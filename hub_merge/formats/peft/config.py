@@ -14,7 +14,16 @@ from hub_merge.formats.peft.patterns import MAX_WILD, Patterns, is_tame
 from hub_merge.formats.strict_json import parse_json
 from hub_merge.layout import CONFIG_FILE
 
-__all__ = ["Scalings", "config_findings", "finite_number", "parse_config", "read_object", "read_scalings"]
+__all__ = [
+    "MAX_CONFIG",
+    "Scalings",
+    "brief",
+    "config_findings",
+    "finite_number",
+    "parse_config",
+    "read_object",
+    "read_scalings",
+]
 
 MAX_CONFIG = 1_000_000
 """Bytes of the longest config that is read."""
@@ -23,16 +32,18 @@ HARMLESS_FIELDS = frozenset(
     "task_type peft_type auto_mapping peft_version base_model_name_or_path revision inference_mode r target_modules "
     "exclude_modules lora_alpha lora_dropout fan_in_fan_out use_rslora layers_to_transform layers_pattern rank_pattern "
     "alpha_pattern megatron_core qalora_group_size runtime_config ensure_weight_tying init_lora_weights "
-    "eva_config modules_to_save bias loftq_config corda_config lora_ga_config enable_lora".split()
+    "eva_config modules_to_save bias target_parameters loftq_config corda_config lora_ga_config enable_lora".split()
 )
 """Fields that either do not change the delta or are judged elsewhere in this file."""
 
 VARIANT_FIELDS: Mapping[str, tuple[str, str]] = {
-    "use_dora": ("dora", "DoRA rescales the whole weight by a trained magnitude, which needs the base model"),
+    "use_dora": (
+        "dora",
+        "DoRA rescales the whole weight by a trained magnitude, which takes the base's weights: --materialize",
+    ),
     "use_qalora": ("qalora", "QALoRA pools the inputs, so its A is not the A of a plain product"),
     "lora_bias": ("lora_bias", "a trained bias belongs to B, which a product B @ A cannot hold"),
     "trainable_token_indices": ("trainable_tokens", "trained token rows are no part of B @ A"),
-    "target_parameters": ("target_parameters", "parameters of expert layers are laid out otherwise"),
     "layer_replication": ("layer_replication", "its layers are copies that the base does not have"),
     "alora_invocation_tokens": ("alora", "an activated LoRA only works after its invocation tokens"),
     "arrow_config": ("arrow", "Arrow routes tokens between adapters"),
@@ -46,7 +57,7 @@ VARIANT_FIELDS: Mapping[str, tuple[str, str]] = {
 
 FULL_NAMES = "Write the full module names instead."
 
-BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+BASE_CHANGING_INITS = ("pissa", "olora", "corda", "lora_ga")
 """Initialisations that subtract the initial product from the base, so the factors fit only that changed base."""
 
 
@@ -169,16 +180,8 @@ def finite_number(value: object, name: str) -> float:
 def config_findings(config: Mapping[str, Any], note: Callable[..., Finding]) -> Iterator[Finding]:
     for name, (code, reason) in VARIANT_FIELDS.items():
         if config.get(name):
-            yield note(code, name, f"{name} is {_brief(config[name])}", f"no {name}: {reason}")
-    init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS):
-        yield note(
-            "changed_base",
-            "init_lora_weights",
-            f"init_lora_weights is {_brief(init)}, which changes the base model at the start of training",
-            "factors that fit the published base",
-            "Convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion), then merge.",
-        )
+            yield note(code, name, f"{name} is {brief(config[name])}", f"no {name}: {reason}")
+    yield from _init_findings(config.get("init_lora_weights"), note)
     unknown = sorted(
         key for key, value in config.items() if value and key not in HARMLESS_FIELDS and key not in VARIANT_FIELDS
     )
@@ -193,6 +196,30 @@ def config_findings(config: Mapping[str, Any], note: Callable[..., Finding]) -> 
         )
 
 
-def _brief(value: object) -> str:
+def _init_findings(init: object, note: Callable[..., Finding]) -> Iterator[Finding]:
+    if not isinstance(init, str):
+        return
+    seen = f"init_lora_weights is {brief(init)}"
+    if init.lower().startswith(BASE_CHANGING_INITS):
+        yield note(
+            "changed_base",
+            "init_lora_weights",
+            f"{seen}, which takes the initial product out of the base at the start of training",
+            "factors that fit the published base",
+            "Give the adapter as it was saved before training: --initial ADAPTER=REFERENCE. Without it there is no way "
+            "back, except with PEFT where it was trained (save_pretrained, path_initial_model_for_weight_conversion).",
+        )
+    elif init.lower().startswith("loftq"):
+        yield note(
+            "quantised_base",
+            "init_lora_weights",
+            f"{seen}, which quantises the base and starts from factors that only come near to what that took away",
+            "factors that fit the published base",
+            "Use it with its own quantised base; it cannot be converted exactly.",
+        )
+
+
+def brief(value: object) -> str:
+    """Return ``value`` as JSON, cut short."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from hub_merge.adapter import Adapter, LoraFactors, ModuleKind, ModuleSpec, Origin
+from hub_merge.adapter import Adapter, Array, ExtraSpec, LoraFactors, ModuleKind, ModuleSpec, Origin
 from hub_merge.budgets import budget
 from hub_merge.choice import PICKLES
 from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
 from hub_merge.formats.names import COMPONENTS, is_unet_name
 from hub_merge.formats.pairs import Note, factors_of, leftover_findings, notes_of, pair_spec
-from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, parse_config, read_scalings
+from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, brief, config_findings, parse_config, read_scalings
+from hub_merge.formats.peft.experts import (
+    expert,
+    expert_name,
+    expert_number,
+    of_parameters,
+    path_of,
+    target_parameters,
+)
+from hub_merge.formats.peft.extras import extra_findings, read_extra
 from hub_merge.formats.peft.files import adapter_files, contained
 from hub_merge.formats.peft.targets import safe_targets, target_findings
 from hub_merge.formats.strict_json import parse_json, read_bounded
@@ -29,6 +39,7 @@ from hub_merge.formats.tensors import (
     parse_header,
 )
 from hub_merge.layout import COMPONENT_KEY, CONFIG_FILE, TOKENIZER_FILES
+from hub_merge.parallel import default_workers
 
 __all__ = ["adapter_from_headers", "adapter_from_tensors", "open_folder", "read_tokens"]
 
@@ -53,20 +64,19 @@ FACTOR = re.compile(
 )
 """``….lora_A.weight``, also with the adapter's name inside, and ``….lora_embedding_A``."""
 
+MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.[^.]+)*")
+
+BASE_COPY = re.compile(r"(?:^|\.)(?:embed_tokens|wte|wpe|lm_head|embed_in|shared)\.base_layer\.")
+"""What ``save_embedding_layers`` puts beside factors of an embedding."""
+
 LEFTOVERS: Sequence[tuple[re.Pattern[str], str, str]] = (
     (re.compile(r"\.lora_magnitude_vector"), "dora", "DoRA magnitudes"),
     (re.compile(r"\.lora_B\.(?:[^.]+\.)?bias$"), "lora_bias", "biases of lora_B"),
     (re.compile(r"trainable_tokens|token_adapter"), "trainable_tokens", "trained token rows"),
-    (
-        re.compile(r"(?:^|\.)(?:embed_tokens|wte|wpe|lm_head|embed_in|shared)\.base_layer\."),
-        "base_copy",
-        "base weights",
-    ),
-    (re.compile(r"\.bias$"), "trained_weights", "trained biases"),
-    (re.compile(r"\.weight$"), "trained_weights", "trained weights outside LoRA (heads, modules_to_save)"),
+    (BASE_COPY, "base_copy", "base weights"),
     (re.compile(r""), "unknown_tensors", "tensors of an unknown kind"),
 )
-"""What a tensor that is no factor may be; the first pattern found in its name counts."""
+"""What a tensor that is neither factor nor extra may be; the first pattern found in its name counts."""
 
 
 @dataclass(slots=True)
@@ -116,6 +126,8 @@ def _spec(
     if isinstance(spec, Finding):
         return spec
     rank, scaling = scalings.resolve(module)
+    if pair.kind == "expert" and spec.rank % rank == 0:
+        spec = replace(spec, rank=rank)
     if rank != spec.rank:
         return note(
             "rank_mismatch",
@@ -125,6 +137,66 @@ def _spec(
             "Correct the config; PEFT cannot load this adapter either.",
         )
     return replace(spec, scaling=scaling)
+
+
+def _expert_specs(path: str, spec: ModuleSpec, rows: int) -> dict[str, ModuleSpec]:
+    """Return the modules of the experts whose factors share ``rows`` rows of A."""
+    names = [expert_name(path, number) for number in range(rows // spec.rank)]
+    return {name: replace(spec, name=name) for name in names}
+
+
+def _parameter_findings(
+    config: Mapping[str, Any], pairs: Mapping[str, Pair], note: Callable[..., Finding]
+) -> Iterator[Finding]:
+    """Tell of targeted parameters whose factors are not understood."""
+    targets = config.get("target_parameters")
+    found = [path for path, pair in pairs.items() if pair.kind == "expert"]
+    missing = [target for target in target_parameters(config) if not any(of_parameters(p, [target]) for p in found)]
+    if not targets or (found and not missing and not config.get("rank_pattern") and not config.get("alpha_pattern")):
+        return
+    why = "rank_pattern or alpha_pattern beside it does not say which parameter has which rank"
+    if not found or missing:
+        why = "the file has no factors of them where PEFT 0.21 puts them"
+    yield note(
+        "target_parameters",
+        "target_parameters",
+        f"target_parameters is {brief(targets)}",
+        f"no target_parameters: {why}",
+    )
+
+
+def _extras(
+    keys: Iterable[str], infos: Mapping[str, TensorInfo], config: Mapping[str, Any]
+) -> tuple[dict[str, ExtraSpec], dict[str, str]]:
+    """Return the extras by name, and the key of each in the file.
+
+    Raises:
+        AdapterFormatError: Two tensors claim to be the same parameter.
+    """
+    specs: dict[str, ExtraSpec] = {}
+    homes: dict[str, str] = {}
+    for key in keys:
+        if BASE_COPY.search(key) or (spec := read_extra(_module_name(key), infos[key], config)) is None:
+            continue
+        if spec.name in specs:
+            raise AdapterFormatError(
+                f"Tensors {homes[spec.name]} and {key} are the same parameter.", remedy="Keep one adapter in a file."
+            )
+        specs[spec.name], homes[spec.name] = spec, key
+    return specs, homes
+
+
+def _magnitudes(keys: Iterable[str], store: TensorStore) -> Callable[[str], Array]:
+    """Return what reads the DoRA magnitudes of a module."""
+    found = ((MAGNITUDE.fullmatch(_module_name(key)), key) for key in keys)
+    homes = {match["module"]: key for match, key in found if match}
+
+    def load(module: str) -> Array:
+        if module not in homes:
+            raise AdapterFormatError("The DoRA magnitudes are missing.", remedy="Ask its author to upload it again.")
+        return store.read(homes[module])
+
+    return load
 
 
 def adapter_from_tensors(
@@ -142,27 +214,47 @@ def adapter_from_tensors(
     """
     note = notes_of(name)
     pairs, others = _sort_keys(store.infos)
+    parameters = target_parameters(config)
+    for path, pair in pairs.items():
+        if of_parameters(path, parameters):
+            pair.kind = "expert"
     scalings = read_scalings(config)
     scalings.require_cheap(pairs)
     sorted_out = {module: _spec(module, pairs[module], store.infos, scalings, note) for module in sorted(pairs)}
-    specs = {module: spec for module, spec in sorted_out.items() if isinstance(spec, ModuleSpec)}
+    plain = {path: spec for path, spec in sorted_out.items() if isinstance(spec, ModuleSpec) and spec.kind != "expert"}
+    specs = dict(plain)
+    for path, spec in sorted_out.items():
+        if isinstance(spec, ModuleSpec) and spec.kind == "expert":
+            specs |= _expert_specs(path, spec, store.infos[pairs[path].keys["A"]].shape[0])
+    extras, homes = _extras(others, store.infos, config)
+    known = {"trainable_token_indices"} if any(spec.kind == "tokens" for spec in extras.values()) else set()
     findings = [
-        *config_findings(config, note),
+        *(found for found in config_findings(config, note) if found.where not in known),
         *(spec for spec in sorted_out.values() if isinstance(spec, Finding)),
-        *leftover_findings(others, LEFTOVERS, note),
-        *target_findings(config, scalings, specs, name),
+        *extra_findings({homes[extra]: spec for extra, spec in extras.items()}, note),
+        *leftover_findings([key for key in others if key not in homes.values()], LEFTOVERS, note),
+        *_parameter_findings(config, pairs, note),
+        *target_findings(config, scalings, plain, name),
         *_task_findings(config, name),
     ]
     if not pairs:
         findings.append(note("no_factors", "", "the file holds no LoRA factors", "lora_A and lora_B tensors"))
+
+    def read(path: str) -> tuple[Array, Array]:
+        keys = pairs[path].keys
+        return store.read(keys["A"]), store.read(keys["B"])
+
+    read_experts = lru_cache(maxsize=2 * default_workers())(read)  # those of one parameter follow each other
 
     component = _component(config, store.metadata, specs)
     modules = _inside(component, specs) if component else specs
 
     def load(module: str) -> LoraFactors:
         spec = modules[module]
-        keys = pairs[spec.local_name].keys
-        return factors_of(store.read(keys["A"]), store.read(keys["B"]), spec.scaling)
+        if spec.kind != "expert":
+            return factors_of(*read(spec.local_name), spec.scaling)
+        A, B = read_experts(path_of(specs[spec.local_name]))
+        return LoraFactors(*expert(A, B, expert_number(spec), spec.rank), spec.scaling)
 
     return Adapter(
         name=name,
@@ -171,12 +263,16 @@ def adapter_from_tensors(
         base_model=_text(config.get("base_model_name_or_path")) or None,
         base_revision=_text_like(REVISION, config.get("revision")),
         task_type=_text_like(TASK_TYPE, config.get("task_type")),
-        target_modules=safe_targets(config, specs),
+        target_modules=safe_targets(config, plain),
+        target_parameters=parameters,
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         findings=tuple(findings),
         has_values=store.has_values,
         added_tokens=added_tokens or {},
         vocabulary=_vocabulary(specs, store.infos),
+        extras=extras,
+        load_extra=lambda extra: store.read(homes[extra]),
+        load_magnitude=_magnitudes(others, store) if config.get("use_dora") else None,
         origin=origin or Origin(),
     )
 

@@ -12,11 +12,13 @@ from typing import Any
 from hub_merge.adapter import Adapter, ModuleSpec
 from hub_merge.errors import MergeError
 from hub_merge.formats.names import is_flat
+from hub_merge.formats.peft.experts import expert_number, joined, path_of
+from hub_merge.formats.peft.extras import extra_fields, extra_key
 from hub_merge.formats.peft.patterns import matches
 from hub_merge.formats.writing import Layout, write_factors
 from hub_merge.layout import COMPONENT_KEY, CONFIG_FILE, WEIGHTS_FILE
 
-__all__ = ["only_component", "rank_fields", "write_folder"]
+__all__ = ["only_component", "rank_fields", "stored_units", "write_folder"]
 
 PREFIX = "base_model.model."
 
@@ -33,7 +35,7 @@ def write_folder(
     """Write ``adapter`` to the existing, empty ``folder``.
 
     Args:
-        adapter: What to write.
+        adapter: What to write. Its extras are written as they are.
         folder: Existing folder without these files.
         base_model: Base to name in the config, a Hub id, or ``None``.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
@@ -48,9 +50,27 @@ def write_folder(
     config = _config(adapter, base_model, rank, component)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     metadata = {COMPONENT_KEY: component} if component else {}
-    layout = Layout(_factor_keys)
-    path = folder / WEIGHTS_FILE
-    write_factors(path, adapter, layout, dtype=dtype, rank=rank, progress=progress, metadata=metadata)
+    write_factors(
+        folder / WEIGHTS_FILE,
+        adapter,
+        Layout(_factor_keys, join=joined),
+        dtype=dtype,
+        rank=rank,
+        progress=progress,
+        metadata=metadata,
+        units=stored_units(adapter),
+        extras={PREFIX + extra_key(spec, adapter): name for name, spec in adapter.extras.items()},
+    )
+
+
+def stored_units(adapter: Adapter) -> dict[str, list[str]]:
+    """Return the modules whose factors share two tensors in a file, by their path: one module, or a layer's experts."""
+    units: dict[str, list[str]] = {}
+    for module, spec in adapter.modules.items():
+        units.setdefault(path_of(spec), []).append(module)
+    for modules in units.values():
+        modules.sort(key=lambda module: expert_number(adapter.modules[module]))
+    return units
 
 
 def only_component(adapter: Adapter) -> str:
@@ -114,6 +134,7 @@ def _config(adapter: Adapter, base_model: str | None, rank: int | None, componen
         **rank_fields(adapter.modules, rank),
         "lora_dropout": 0.0,
         "target_modules": sorted(target.removeprefix(f"{component}.") for target in adapter.target_modules),
+        **({"target_parameters": sorted(adapter.target_parameters)} if adapter.target_parameters else {}),
         "fan_in_fan_out": adapter.fan_in_fan_out,
         "bias": "none",
         "modules_to_save": None,
@@ -122,4 +143,5 @@ def _config(adapter: Adapter, base_model: str | None, rank: int | None, componen
         "layers_pattern": None,
         "use_rslora": False,
         "use_dora": False,
+        **extra_fields(adapter),
     }
