@@ -37,14 +37,7 @@ from hub_merge.formats.output import get_format
 from hub_merge.formats.peft import contained
 from hub_merge.formats.tensors import WRITABLE, dtype_named
 from hub_merge.hub import Hub, Listing, Reference
-from hub_merge.layout import (
-    CARD_FILE,
-    OWN_CONTENT,
-    PICTURE_FILE,
-    PUBLISHED_FILES,
-    RECIPE_FILE,
-    RECORD_FILE,
-)
+from hub_merge.layout import CARD_FILE, OWN_CONTENT, PICTURE_FILE, PUBLISHED_FILES, RECIPE_FILE, RECORD_FILE
 from hub_merge.licenses import LicenseVerdict, verdict_of
 from hub_merge.lineage import Standing, standings
 from hub_merge.methods import Method, get_method
@@ -510,8 +503,9 @@ def verify(
         raise HubMergeError("The composite is not on disk.")
     record = read_record(folder)
     require_files(written, record.output["files"], str(reference))
-    helpers = _helpers(record.recipe)
-    local = [open_adapter(Path(parent), hub=hub) for parent in parents if Path(parent).name not in helpers]
+    weights = [source.convert.base_weights for source in record.recipe.models if source.convert]
+    bases = {Path(place).name for place in weights if place and place.startswith(".")}
+    local = [open_adapter(Path(parent), hub=hub) for parent in parents if Path(parent).name not in bases]
     found = [reopen(parent, local, hub) for parent in record.parents]
     adapters = _converted(record.recipe, found, hub, _finder(parents), progress)
     asked = _carry_out(record.recipe, adapters)

@@ -111,6 +111,18 @@ def test_a_weight_of_zero_leaves_the_experts_and_their_field_out(tmp_path: Path,
     assert len(load_file(tmp_path / "out" / "adapter_model.safetensors")) == 2
 
 
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "mlx"])
+def test_only_peft_holds_experts(tmp_path: Path, rng: np.random.Generator, format: str) -> None:
+    with pytest.raises(MergeError, match=f"factors of experts .* which format {format} cannot hold"):
+        merge([experts(rng)]).save_pretrained(tmp_path / "out", format=format)
+
+
+def test_experts_have_one_rank(rng: np.random.Generator) -> None:
+    with pytest.raises(MergeError, match="Profile peft") as caught:
+        merge([experts(rng)], rank="auto", profile="peft")
+    assert caught.value.remedy == "Leave out --profile."
+
+
 # --- PEFT -------------------------------------------------------------------------------------------------------------
 
 torch = pytest.importorskip("torch")

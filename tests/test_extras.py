@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from hub_merge.adapter import Adapter, Origin
-from hub_merge.errors import AdapterFormatError, IncompatibleAdapters, ProofFailed, RecipeError
+from hub_merge.errors import AdapterFormatError, IncompatibleAdapters, MergeError, ProofFailed, RecipeError
 from hub_merge.formats.peft import adapter_from_tensors, open_folder
 from hub_merge.formats.tensors import ArrayStore
 from hub_merge.pipeline import merge, verify
@@ -246,6 +246,20 @@ def test_keeping_what_is_not_there_is_refused(name: str) -> None:
 def test_a_policy_without_anything_to_decide_changes_nothing(tmp_path: Path) -> None:
     merge([adapter("a", 0, {})], extras="drop").save_pretrained(tmp_path / "out")
     assert "extras" not in read_record(tmp_path / "out").output
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers", "mlx"])
+def test_only_peft_holds_extras(tmp_path: Path, format: str) -> None:
+    with pytest.raises(MergeError, match=f"tensors beside its factors, which format {format} cannot hold") as caught:
+        merge([adapter("a", 0, head(1))], extras="keep:a").save_pretrained(tmp_path / "out", format=format)
+    assert "--format peft" in caught.value.remedy and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("profile", ["portable", "peft"])
+def test_extras_are_written_in_either_profile(tmp_path: Path, profile: Any) -> None:
+    composite = merge([adapter("a", 0, head(1))], extras="keep:a", rank="auto", profile=profile)
+    composite.save_pretrained(tmp_path / "out")
+    assert written(tmp_path / "out")[0].keys() == {"score.weight"}
 
 
 # --- proof ------------------------------------------------------------------------------------------------------------
