@@ -26,7 +26,7 @@ from hub_merge.sources import digests, file_digest, open_adapter, pinned_referen
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
 
-__all__ = ["build_record", "parent_of", "read_record", "reopen", "require_files"]
+__all__ = ["MAX_RECORD", "build_record", "parent_of", "read_record", "reopen", "require_files"]
 
 MAX_RECORD = 10_000_000
 """Bytes of the longest record that is read; one of 64 parents has two million."""

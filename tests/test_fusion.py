@@ -498,3 +498,29 @@ def test_a_quantised_model_of_the_hub_is_refused_before_its_weights_are_download
     with pytest.raises(CheckpointError, match="gptq"):
         fuse(lora, tmp_path / "out", base="acme/quantised", hub=connect(hub_lfs))
     assert not any("model.safetensors" in request.path for request in hub_lfs.requests)
+
+
+@pytest.mark.parametrize("trap", ["far too long", "a link that leads out"])
+def test_a_record_that_is_a_trap_is_not_read(trap: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if trap == "far too long":
+        (folder / "hub_merge.json").write_bytes(b" " * 10_000_001)
+    else:
+        (tmp_path / "elsewhere.json").write_text('{"kind": "fused"}')
+        (folder / "hub_merge.json").symlink_to(tmp_path / "elsewhere.json")
+    assert not is_fused(folder)
+    with pytest.raises(AdapterFormatError, match=r"hub_merge\.json"):
+        read_fusion(folder)
+
+
+def test_the_index_of_a_model_may_be_longer_than_that_of_an_adapter(tmp_path: Path, rng: np.random.Generator) -> None:
+    tensors = weights(rng)
+    save_file(tensors, tmp_path / "model-00001-of-00001.safetensors")
+    index = {
+        "weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors"),
+        "metadata": {"x": "y" * 5_000_000},
+    }
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    assert open_checkpoint(tmp_path, Origin(folder=tmp_path)).infos.keys() == tensors.keys()

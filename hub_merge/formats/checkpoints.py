@@ -12,7 +12,9 @@ from typing import Any
 
 from hub_merge.adapter import Origin
 from hub_merge.errors import CheckpointError
+from hub_merge.formats.peft import contained
 from hub_merge.formats.shards import indexed_files
+from hub_merge.formats.strict_json import read_bounded
 from hub_merge.formats.tensors import SafetensorsStore, TensorInfo
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
 MODEL_CONFIG = "config.json"
 MODEL_WEIGHTS = "model.safetensors"
 MODEL_INDEX = "model.safetensors.index.json"
+MAX_TEXT = 50_000_000
+"""Bytes of the longest config or index that is read; that of a model with hundreds of experts takes ten million."""
 
 COMPANIONS = (
     MODEL_CONFIG,
@@ -108,7 +112,10 @@ def open_checkpoint(folder: Path, origin: Origin) -> Checkpoint:
     """
     label = origin.repo_id or folder.resolve().name
     names = {path.name for path in folder.iterdir() if path.is_file()}
-    text, index = ((folder / name).read_bytes() if name in names else None for name in (MODEL_CONFIG, MODEL_INDEX))
+    text, index = (
+        read_bounded(contained(folder, name), most=MAX_TEXT) if name in names else None
+        for name in (MODEL_CONFIG, MODEL_INDEX)
+    )
     config = read_config(text, label)
     files = weight_files(names, label, index)
     stores = {file: SafetensorsStore(folder / file) for file in files}
@@ -161,7 +168,7 @@ def weight_files(names: Collection[str], label: str, index: bytes | None = None)
     """
     if MODEL_WEIGHTS in names:
         return (MODEL_WEIGHTS,)
-    shards = indexed_files(index, MODEL_INDEX) if index is not None else []
+    shards = indexed_files(index, MODEL_INDEX, most=MAX_TEXT) if index is not None else []
     if missing := [shard for shard in shards if shard not in names]:
         raise CheckpointError(f"Shard {missing[0]} of {label} is missing.", remedy="Download the model again.")
     if not shards:

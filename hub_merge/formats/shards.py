@@ -13,18 +13,19 @@ MAX_INDEX = 4_000_000
 """Bytes of the longest shard index that is read."""
 
 
-def indexed_files(index: bytes, name: str) -> list[str]:
+def indexed_files(index: bytes, name: str, *, most: int = MAX_INDEX) -> list[str]:
     """Return the files that a shard index names, sorted.
 
     Args:
         index: Content of the index.
         name: Its name, for messages.
+        most: Largest number of bytes.
 
     Raises:
         AdapterFormatError: It is no index, or points out of its folder.
     """
     try:
-        shards = sorted(set(parse_json(index, name, most=MAX_INDEX)["weight_map"].values()))
+        shards = sorted(set(parse_json(index, name, most=most)["weight_map"].values()))
     except (AdapterFormatError, KeyError, TypeError, AttributeError) as error:
         raise AdapterFormatError(f"{name} is not a shard index: {error}.", remedy="Upload it again.") from error
     if outside := [shard for shard in shards if not isinstance(shard, str) or PurePosixPath(shard).name != shard]:

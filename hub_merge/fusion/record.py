@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hub_merge.adapter import Origin
-from hub_merge.errors import RecipeError
+from hub_merge.errors import AdapterFormatError, RecipeError
+from hub_merge.formats.peft import contained
+from hub_merge.formats.strict_json import read_bounded
 from hub_merge.frontmatter import LicenseDetails
 from hub_merge.layout import RECORD_FILE
 from hub_merge.licenses import Licensed, LicenseVerdict, united
+from hub_merge.provenance import MAX_RECORD
 from hub_merge.recipe import SCHEMA_VERSION, Parent
 
 __all__ = ["BaseModel", "FusionRecord", "is_fused", "read_fusion"]
@@ -135,8 +138,8 @@ def _details(content: Mapping[str, Any]) -> LicenseDetails:
 def is_fused(folder: Path) -> bool:
     """Whether the folder holds a model made by ``fuse``."""
     try:
-        content = json.loads((folder / RECORD_FILE).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        content = json.loads(_read(folder))
+    except (OSError, ValueError, RecursionError, AdapterFormatError):
         return False
     return isinstance(content, dict) and content.get("kind") == KIND
 
@@ -146,5 +149,10 @@ def read_fusion(folder: Path) -> FusionRecord:
 
     Raises:
         RecipeError: It is damaged, or of a newer version.
+        AdapterFormatError: It is too long, or a link that leads out of the folder.
     """
-    return FusionRecord.from_json((folder / RECORD_FILE).read_bytes())
+    return FusionRecord.from_json(_read(folder))
+
+
+def _read(folder: Path) -> bytes:
+    return read_bounded(contained(folder, RECORD_FILE), most=MAX_RECORD)
