@@ -5,7 +5,6 @@ This is the only place where findings become exceptions.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,6 +50,7 @@ from hub_merge.recipe import REFUSE, MergeRecord, Parent, Recipe, Weight, checke
 from hub_merge.scores import Scores, Scoring, score
 from hub_merge.sources import Opened, base_origin, open_adapter, open_headers, unique_names
 from hub_merge.staging import require_free, staged
+from hub_merge.workspace import workspace, write_whole
 
 __all__ = [
     "advise_on_references",
@@ -653,7 +653,7 @@ def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) ->
     if path.is_file():
         text = update_card(path.read_text(encoding="utf-8"), text)
     if write:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     return text
 
 
@@ -769,6 +769,6 @@ def is_open(source: Parent | Origin, hub: Hub) -> bool:
 
 def push(adapter: Adapter, repo_id: str, *, token: str | bool | None = None, **asked: Any) -> Published:
     """Write ``adapter`` to a temporary folder and publish it; see ``push_folder`` for the arguments."""
-    with tempfile.TemporaryDirectory() as root:
-        folder = save(adapter, Path(root) / "composite")
+    with workspace() as place:
+        folder = save(adapter, place / "composite")
         return push_folder(folder, repo_id, hub=Hub(token=token), **asked)

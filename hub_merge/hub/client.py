@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -21,6 +20,7 @@ from hub_merge.hub.references import Reference, is_model_id
 from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo
 from hub_merge.hub.transport import PATIENCE, retried, time_limit
 from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES
+from hub_merge.workspace import write_whole
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -347,12 +347,11 @@ class Hub:
         revision = pinned.revision or "main"
         if revision == pinned.commit:
             return
-        ref = self._cache_of(pinned.repo_id) / "refs" / revision
+        cache = self._cache_of(pinned.repo_id)
+        ref = cache / "refs" / revision
         with suppress(OSError):
             ref.parent.mkdir(parents=True, exist_ok=True)
-            fresh = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
-            fresh.write_text(pinned.commit)
-            fresh.replace(ref)
+            write_whole(ref, pinned.commit, place=cache)
 
     def _cache_of(self, repo_id: str) -> Path:
         return self._cache_dir / f"models--{repo_id.replace('/', '--')}"
