@@ -18,17 +18,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi, constants, set_client_factory
+from huggingface_hub.utils._http import hf_request_event_hook
 
 import hub_merge.cli.app
 import hub_merge.fusion
 import hub_merge.pipeline
 from hub_merge.cli import main as command_line
 
-CHANGING = frozenset("os.mkdir os.rename os.rmdir os.remove os.link os.symlink os.truncate os.chmod shutil.rmtree".split())
-"""Audited events that change a disk, besides files that are opened for writing."""
-SENDING = "socket.connect"
+REQUEST = "torture.request"
+STEPS = {
+    *("os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.link", "os.symlink", "os.truncate", "os.chmod"),
+    *("shutil.rmtree", "socket.connect", REQUEST),
+}
+"""Audited events that change a disk or reach the network, besides files that are opened for writing."""
 WRITING = os.O_WRONLY | os.O_RDWR
 MOST_SECONDS = 120
 assert np and HfApi and hub_merge.fusion and hub_merge.pipeline  # imported before the fork
@@ -46,11 +51,25 @@ class Steps:
             path, _, flags = arguments
             if not (isinstance(flags, int) and flags & WRITING) or not isinstance(path, str) or path.startswith("/dev"):
                 return
-        elif event not in CHANGING and event != SENDING:
+        elif event not in STEPS:
             return
         self.count += 1
         if self.count == self._kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Client(httpx2.Client):
+    """Tells of each request before it is sent and after it was answered."""
+
+    def send(self, *args: Any, **settings: Any) -> httpx2.Response:
+        sys.audit(REQUEST)
+        response = super().send(*args, **settings)
+        sys.audit(REQUEST)
+        return response
+
+
+def client() -> Client:
+    return Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None)
 
 
 def child(job: dict[str, Any], said: Path) -> None:
@@ -64,6 +83,7 @@ def child(job: dict[str, Any], said: Path) -> None:
     sys.argv = ["hub-merge", *job["words"]]
     if job.get("largest_file") is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest_file"], resource.RLIM_INFINITY))
+    set_client_factory(client)
     steps = Steps(job.get("kill_at"))
     sys.addaudithook(steps)
     if job.get("kill_after") is not None:

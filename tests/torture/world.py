@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -55,10 +56,15 @@ class World:
 
     def environment(self, home: Path) -> dict[str, str]:
         variables = self.hub.environment(home, "alice")
-        return {**variables, "TMPDIR": str(home / "tmp"), "HUB_MERGE_MIN_FREE_DISK": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+        return {
+            **variables,
+            "TMPDIR": str(home / "tmp"),
+            "HUB_MERGE_MIN_FREE_DISK": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
 
     def run(self, home: Path, *words: str, **fate: Any) -> Ended:
-        """Run one command line; ``fate`` is ``kill_at`` a step, ``kill_after`` seconds, or ``largest_file`` in bytes."""
+        """Run one command line; ``fate`` is ``kill_at`` a step, ``kill_after`` seconds or ``largest_file`` of bytes."""
         return self.run_together([(home, words)], **fate)[0]
 
     def run_together(self, commands: Sequence[tuple[Path, Sequence[str]]], **fate: Any) -> list[Ended]:
@@ -96,8 +102,6 @@ def opened(folder: Path, *, xet: bool = False) -> Iterator[World]:
 
 
 def clean_environment() -> dict[str, str]:
-    import os
-
     kept = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
     return {"PYTHONPATH": str(ROOT), **{name: os.environ[name] for name in kept if name in os.environ}}
 
