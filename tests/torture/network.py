@@ -7,7 +7,6 @@ is tried. To torture another request or fault, add a row.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shutil
 import time
@@ -32,7 +31,7 @@ from hub_merge.sources import open_adapter, open_headers
 from tests.hub_double import HubDouble
 from tests.hub_double.server import Request
 from tests.torture.tally import Outcome
-from tests.torture.world import BASE, MATH, MEDICINE, adapter_files, furnish
+from tests.torture.world import BASE, MATH, MEDICINE, WEIGHTS, adapter_files, furnish
 
 TIMEOUT, RETRIES, PATIENCE = 0.4, 1, 1.5
 MOST_SECONDS = 30.0
@@ -132,16 +131,7 @@ KINDS = (
 GONE = (HubUnavailable,)
 REFUSED = (AdapterNotFound,)
 BROKEN = (HubUnavailable, AdapterFormatError)
-PAST = {"accessToken": "old", "exp": 1, "casUrl": "http://127.0.0.1:9"}
-EXPIRED = {
-    "status": 200,
-    "body": json.dumps(PAST).encode(),
-    "headers": {
-        "X-Xet-Cas-Url": PAST["casUrl"],
-        "X-Xet-Access-Token": "old",
-        "X-Xet-Token-Expiration": "1",
-    },
-}
+EXPIRED = {"headers": {"X-Xet-Token-Expiration": "1"}}
 
 FAULTS = (
     Fault("no answer", {"cut": "request"}, GONE, True),
@@ -157,7 +147,13 @@ FAULTS = (
     Fault("status 429 for long", {"status": 429, "headers": {"RateLimit": '"api";r=0;t=280'}}, GONE),
     Fault("redirects for ever", {"loop": True}, GONE),
     Fault("a page of HTML", {"status": 200, "body": b"<html>Log in to the hotel</html>"}, BROKEN),
-    Fault("expired token", EXPIRED, GONE, False, lambda kind: "Xet token" in kind.name),
+    Fault(
+        "expired token",
+        {"headers": {"X-Xet-Token-Expiration": "1"}},
+        GONE,
+        False,
+        lambda kind: "Xet token" in kind.name,
+    ),
 )
 
 
@@ -192,6 +188,7 @@ class Trial:
         self.target = f"alice/new-{next(NUMBERS)}"
         shutil.rmtree(cache, ignore_errors=True)
         hub.faults.clear()
+        hub.forget((composite / WEIGHTS).read_bytes())
         _xet.XET_CONNECTION_INFO_CACHE.clear()
 
     def lost(self, fault: Fault, times: int | None) -> str:
