@@ -34,7 +34,7 @@ from tests.torture.tally import Outcome
 from tests.torture.world import BASE, MATH, MEDICINE, WEIGHTS, adapter_files, furnish
 
 TIMEOUT, RETRIES, PATIENCE = 0.4, 1, 1.5
-MOST_SECONDS = 30.0
+MOST_SECONDS = 45.0
 """The client of huggingface_hub announces and uploads files six times, with pauses of 23 seconds in all."""
 MOST_REQUESTS = 22
 """The redirects that the HTTP client follows; nothing else comes near it."""
@@ -188,7 +188,8 @@ class Trial:
         self.target = f"alice/new-{next(NUMBERS)}"
         shutil.rmtree(cache, ignore_errors=True)
         hub.faults.clear()
-        hub.forget((composite / WEIGHTS).read_bytes())
+        if not hub.xet:
+            hub.forget((composite / WEIGHTS).read_bytes())
         _xet.XET_CONNECTION_INFO_CACHE.clear()
 
     def lost(self, fault: Fault, times: int | None) -> str:

@@ -46,7 +46,8 @@ def test_runs_beside_each_other_never_make_a_mixture(world: World) -> None:
 def some_of(store: str) -> list[tuple[network.Kind, network.Fault, int | None]]:
     """Return every kind of request once and every fault once, together, so that none of it takes long."""
     rng = random.Random(SEED)
-    quick = [pair for pair in network.pairs(store) if pair[2] == 1 or not pair[0].writes]
+    pairs = [pair for pair in network.pairs(store) if pair[0].name != "Xet token to write"]  # hf_xet takes minutes
+    quick = [pair for pair in pairs if pair[2] == 1 or not pair[0].writes]
     rng.shuffle(quick)
     chosen, kinds, faults = [], set(), set()
     for pair in quick:
