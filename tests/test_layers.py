@@ -15,9 +15,9 @@ PACKAGE = Path(__file__).parents[1] / "hub_merge"
 LAYERS = """
 errors layout privacy
 bases budgets choice findings frontmatter ranks
-adapter recipe parallel staging
+adapter recipe parallel workspace
 gram
-clustering elementwise lowrank spectra formats hub
+clustering elementwise lowrank spectra formats hub staging
 coordinates lineage materialize outliers scores
 methods
 compat licenses extras

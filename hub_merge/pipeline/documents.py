@@ -20,6 +20,7 @@ def document(record: MergeRecord, stage: Path, pictured: Scores | None) -> None:
     (stage / RECIPE_FILE).write_text(record.recipe.to_yaml(), encoding="utf-8")
     if pictured is not None:
         from hub_merge.plots import heat_map
+from hub_merge.workspace import write_whole
 
         heat_map(pictured, stage / PICTURE_FILE)
     card = render_card(record, picture=PICTURE_FILE if pictured is not None else None)
@@ -45,7 +46,7 @@ def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) ->
     if path.is_file():
         text = update_card(path.read_text(encoding="utf-8"), text)
     if write:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     return text
 
 
