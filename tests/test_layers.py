@@ -23,7 +23,8 @@ methods
 compat licenses extras
 advise composite sources base_weights
 proof plots card conversion
-notices provenance publish
+verification
+notices provenance publish reopening
 pipeline
 bulk fusion
 extraction
