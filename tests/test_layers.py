@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
 errors layout privacy
-bases budgets choice findings frontmatter ranks
+bases budgets choice findings frontmatter ranks weights
 adapter recipe parallel workspace
 gram
 clustering elementwise lowrank spectra formats hub staging

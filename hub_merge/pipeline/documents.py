@@ -10,6 +10,7 @@ from hub_merge.layout import CARD_FILE, PICTURE_FILE, RECIPE_FILE, RECORD_FILE
 from hub_merge.provenance import read_record
 from hub_merge.recipe import MergeRecord
 from hub_merge.scores import Scores
+from hub_merge.workspace import write_whole
 
 __all__ = ["card_of", "document", "keep_words", "picture_in"]
 
@@ -20,7 +21,6 @@ def document(record: MergeRecord, stage: Path, pictured: Scores | None) -> None:
     (stage / RECIPE_FILE).write_text(record.recipe.to_yaml(), encoding="utf-8")
     if pictured is not None:
         from hub_merge.plots import heat_map
-from hub_merge.workspace import write_whole
 
         heat_map(pictured, stage / PICTURE_FILE)
     card = render_card(record, picture=PICTURE_FILE if pictured is not None else None)
