@@ -14,9 +14,9 @@ from hub_merge import advise as rules
 from hub_merge import compat, pipeline
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.advise import Advice, advise
-from hub_merge.cli import show
 from hub_merge.cli.app import cli
 from hub_merge.cli.output import Output
+from hub_merge.cli.show.scores import print_advice
 from hub_merge.compat import check
 from hub_merge.scores import score
 from tests.helpers import Dense, adapter_of, dense_sum, random_factors
@@ -255,7 +255,7 @@ def test_the_command_carries_all_that_was_decided(capsys: pytest.CaptureFixture[
     advice = Advice("svd", 8, (0.5, 2.0), ("because",), ("but",), ((8, 0.995),), ("core",))
     folders = [str(Path("my adapters") / "a"), "someone/b"]
     for mode in ("human", "agent", "json", "quiet"):
-        show.print_advice(Output(mode), advice, folders, base="acme/base", allow=["task_differs"])  # type: ignore[arg-type]
+        print_advice(Output(mode), advice, folders, base="acme/base", allow=["task_differs"])  # type: ignore[arg-type]
         said = capsys.readouterr()
         if mode == "quiet":
             assert (said.out, said.err) == ("svd\n", "")

@@ -85,6 +85,18 @@ def test_imports_point_down_the_layers(path: Path) -> None:
             assert LEVEL[module] > LEVEL["pipeline"], f"{module} imports {imported}"
 
 
+STEPS = "progress opening merging references documents saving recipes verifying publishing __init__".split()
+"""The files of the pipeline; each knows only those before it."""
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "pipeline").glob("*.py")), ids=lambda path: path.stem)
+def test_a_step_of_the_pipeline_imports_only_earlier_ones(path: Path) -> None:
+    earlier = STEPS[: STEPS.index(path.stem)]
+    imported = [name for _, name in imports(ast.parse(path.read_text(encoding="utf-8")))]
+    steps = [name.removeprefix("hub_merge.pipeline.") for name in imported if name.startswith("hub_merge.pipeline")]
+    assert set(steps) <= set(earlier)
+
+
 @pytest.mark.parametrize("path", FILES, ids=[file.relative_to(PACKAGE).as_posix() for file in FILES])
 def test_no_module_imports_a_heavy_library_when_it_is_imported(path: Path) -> None:
     tree = ast.parse(path.read_text(encoding="utf-8"))

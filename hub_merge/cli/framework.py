@@ -1,29 +1,26 @@
-"""What every command shares: examples in the help, suggestions for typos, the output options, and how errors end."""
+"""What every command shares: examples in the help, suggestions for typos, and how errors end."""
 
 from __future__ import annotations
 
 import difflib
-import functools
 import io
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from collections import UserDict
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, NoReturn
 
 import click
 
-from hub_merge.cli.output import OUTPUT_MODES, Output, OutputMode, program_name, tell
+from hub_merge.cli.output import program_name, tell
 from hub_merge.errors import HubMergeError
-from hub_merge.layout import FILE_FORMATS
 
-__all__ = ["Command", "Group", "RankType", "filter_options", "output_options", "run_cli", "writing_options"]
-
-Function = TypeVar("Function", bound=Callable[..., Any])
+__all__ = ["Command", "Group", "Shelf", "command", "run_cli"]
 
 INTERRUPTED = 130
-SORT_KEYS = ("downloads", "likes", "last_modified", "created_at", "trending_score")
 
 
 class Command(click.Command):
@@ -38,27 +35,34 @@ class Command(click.Command):
         _write_examples(ctx, formatter, self.examples)
 
 
-class RankType(click.IntRange):
-    """A whole number from 1, or ``auto``."""
+def command(**settings: Any) -> Callable[[Callable[..., Any]], Command]:
+    """Make a function a command; see ``Command``."""
+    return click.command(cls=Command, **settings)
 
-    name = "rank"
 
-    def __init__(self) -> None:
-        super().__init__(min=1)
+class Shelf(UserDict[str, Any]):
+    """Commands by name, in the order of the work, each imported from its module when it is first asked for."""
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the number or ``auto``."""
-        if value == "auto":
-            return value
-        if not str(value).lstrip("+-").isdecimal():
-            self.fail(f"{value!r} is neither a whole number nor auto.", param, ctx)
-        return super().convert(value, param, ctx)
+    def __init__(self, modules: Mapping[str, Sequence[str]]) -> None:
+        super().__init__({name: module for module, names in modules.items() for name in names})
+
+    def __getitem__(self, name: str) -> click.Command:
+        """Return the command, which its module holds under its own name."""
+        found = self.data[name]
+        if isinstance(found, str):
+            found = self.data[name] = getattr(import_module(found), name)
+        return found  # type: ignore[no-any-return]
 
 
 class Group(click.Group):
-    """The group of commands: suggests the nearest one for a typo and shows an example of each."""
+    """A group of commands: suggests the nearest one for a typo and shows an example of each."""
 
     command_class = Command
+
+    def __init__(self, *args: Any, modules: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if modules is not None:
+            self.commands = Shelf(modules)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the options before the command; one that belongs behind it is told so."""
@@ -102,80 +106,6 @@ def _write_examples(ctx: click.Context, formatter: click.HelpFormatter, examples
     with formatter.section("Examples"):
         for example in examples:
             formatter.write(f"  $ {ctx.find_root().info_name} {example}\n")
-
-
-def output_options(function: Function) -> Function:
-    """Add ``--format``, ``--json``, ``-q`` and ``--no-truncate``; the command gets an ``Output`` as ``out``."""
-
-    @functools.wraps(function)
-    def wrapper(
-        *args: Any, output_format: OutputMode | None, as_json: bool, quiet: bool, no_truncate: bool, **kwargs: Any
-    ) -> Any:
-        return function(*args, out=_output(output_format, as_json, quiet, no_truncate), **kwargs)
-
-    help_text = "How to print.  [default: auto, which is agent for a coding agent, else human]"
-    format_option = click.option("--format", "output_format", type=click.Choice(OUTPUT_MODES), help=help_text)
-    return _with_options(wrapper, format_option)  # type: ignore[no-any-return]
-
-
-def writing_options(function: Function) -> Function:
-    """Add the output options to a command that writes an adapter: its ``--format`` also takes the files' format.
-
-    The command gets that as ``file_format``, ``peft`` by default.
-    """
-
-    @functools.wraps(function)
-    def wrapper(
-        *args: Any, formats: tuple[str, ...], as_json: bool, quiet: bool, no_truncate: bool, **kwargs: Any
-    ) -> Any:
-        modes = [name for name in formats if name in OUTPUT_MODES]
-        files = [name for name in formats if name in FILE_FORMATS]
-        if len(files) > 1 or len(modes) > 1:
-            raise click.UsageError("--format takes one format of files and one way to print.")
-        mode: Any = modes[0] if modes else None
-        out = _output(mode, as_json, quiet, no_truncate)
-        return function(*args, out=out, file_format=files[0] if files else "peft", **kwargs)
-
-    format_option = click.option(
-        "--format",
-        "formats",
-        multiple=True,
-        type=click.Choice((*FILE_FORMATS, *OUTPUT_MODES)),
-        metavar="FORMAT",
-        help=f"Format of the files: {', '.join(FILE_FORMATS)}; or how to print: {', '.join(OUTPUT_MODES)}.  "
-        "[default: peft, auto]",
-    )
-    return _with_options(wrapper, format_option)  # type: ignore[no-any-return]
-
-
-def _output(mode: OutputMode | None, as_json: bool, quiet: bool, no_truncate: bool) -> Output:
-    if (mode is not None) + as_json + quiet > 1:
-        raise click.UsageError("--format, --json and --quiet exclude each other.")
-    return Output(mode or ("json" if as_json else "quiet" if quiet else "auto"), truncate=not no_truncate)
-
-
-def _with_options(wrapper: Any, format_option: Callable[..., Any]) -> Any:
-    for option in (
-        click.option("--no-truncate", is_flag=True, help="Do not cut tables to the width of the terminal."),
-        click.option("-q", "--quiet", is_flag=True, help="Print the main value only, one a line."),
-        click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
-        format_option,
-    ):
-        option(wrapper)
-    return wrapper
-
-
-def filter_options(function: Function) -> Function:
-    """Add the options that narrow down what the Hub lists."""
-    for option in (
-        click.option("--sort", type=click.Choice(SORT_KEYS), help="What puts an adapter first.  [default: downloads]"),
-        click.option("--license", "license_", metavar="ID", help="Licence identifier, such as apache-2.0."),
-        click.option("--task", metavar="TYPE", help="PEFT task type, such as CAUSAL_LM."),
-        click.option("--author", metavar="OWNER", help="User or organisation."),
-        click.option("--search", "text", metavar="WORDS", help="Words in the name."),
-    ):
-        function = option(function)
-    return function
 
 
 def run_cli(group: click.Group) -> NoReturn:

@@ -1,0 +1,233 @@
+"""Merge adapters and prove the result; write one adapter smaller or in another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hub_merge.cli.framework import command
+from hub_merge.cli.options import (
+    RankType,
+    allow_option,
+    base_option,
+    client,
+    dtype_option,
+    energy_option,
+    force_option,
+    output_option,
+    output_options,
+    pickle_option,
+    profile_option,
+    token_option,
+    weights_option,
+    writing_options,
+)
+from hub_merge.cli.output import Output
+from hub_merge.cli.recipes import read_recipe, recipe_of, recipe_path
+
+if TYPE_CHECKING:
+    from hub_merge.recipe import MergeRecord
+
+__all__ = ["compress", "convert", "merge", "verify"]
+
+
+@command(
+    examples=[
+        "merge someone/math-lora other/medicine-lora -o math-medicine",
+        "merge ./math ./medicine --weights 1,0.5 --method lego --rank 8 -o out",
+        "merge ./math ./medicine --rank auto --energy 0.95 -o out",
+        "merge style.safetensors other/style-lora --format kohya -o out",
+        "merge recipe.yaml -o out",
+    ]
+)
+@click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER... | RECIPE.yaml [FOLDER]...")
+@output_option
+@click.option("--method", metavar="NAME", help="Merge method; the command `methods` lists them.  [default: sum]")
+@weights_option
+@click.option(
+    "--rank",
+    metavar="N|auto",
+    type=RankType(),
+    help="Rank of the result; auto is the smallest that keeps --energy of the sum.  [default: the method's own]",
+)
+@energy_option
+@profile_option
+@click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the method; may be repeated.")
+@click.option("--seed", metavar="N", type=click.IntRange(0), help="Seed of every random choice.  [default: 0]")
+@dtype_option
+@base_option
+@allow_option
+@click.option(
+    "--extras",
+    metavar="POLICY",
+    help="Heads, biases and token rows: refuse, keep:NAME of an adapter, average, or drop.  [default: refuse]",
+)
+@click.option(
+    "--materialize", is_flag=True, default=None, help="Form DoRA deltas from the base's weights, with a stated error."
+)
+@click.option(
+    "--base-weights", metavar="FOLDER_OR_REPO", help="Where those weights are.  [default: the base that is stated]"
+)
+@click.option(
+    "--materialize-rank",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Rank of a DoRA adapter's new factors.  [default: four times its rank]",
+)
+@click.option(
+    "--initial",
+    multiple=True,
+    metavar="ADAPTER=REFERENCE",
+    help="A PiSSA, OLoRA, CorDA or LoRA-GA adapter as it was before training; may be repeated.",
+)
+@click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
+@force_option
+@pickle_option
+@token_option
+@writing_options
+def merge(
+    out: Output,
+    adapters: tuple[str, ...],
+    output: Path,
+    force: bool,
+    plot: bool,
+    token: str | None,
+    allow_pickle: bool,
+    file_format: str,
+    **asked: Any,
+) -> None:
+    """Merge adapters into one, and prove the written file.
+
+    Record, recipe and model card are written beside it. A recipe says everything itself, weights by module too, and
+    stands in place of adapters and options; folders after it say where its local adapters are now.
+    """
+    from hub_merge.cli.show.merges import print_merge
+    from hub_merge.pipeline import merge_to_folder
+
+    path = recipe_path(adapters, asked)
+    result = merge_to_folder(
+        recipe_of(adapters, **asked) if path is None else read_recipe(path),
+        output,
+        hub=client(out, token, allow_pickle=allow_pickle),
+        format=file_format,
+        sources_from=path.parent if path else Path(),
+        parents=adapters[1:] if path else (),
+        force=force,
+        picture=plot,
+        progress=out.progress(),
+    )
+    print_merge(out, output, result)
+
+
+@command(
+    examples=[
+        "compress someone/math-lora -o small",
+        "compress ./math --rank auto --energy 0.95 --profile peft -o small",
+        "compress ./math --rank 4 --dtype bfloat16 -o small",
+    ]
+)
+@click.argument("adapter")
+@output_option
+@click.option(
+    "--rank",
+    metavar="N|auto",
+    type=RankType(),
+    default="auto",
+    show_default=True,
+    help="Rank of the result; auto is the smallest that keeps --energy.",
+)
+@energy_option
+@profile_option
+@dtype_option
+@base_option
+@allow_option
+@force_option
+@pickle_option
+@token_option
+@writing_options
+def compress(out: Output, adapter: str, output: Path, **asked: Any) -> None:
+    """Write an adapter at a smaller rank, and prove the written file.
+
+    It is as close to the adapter as that rank allows (truncated SVD). Record, recipe and model card are written beside
+    it, as for a merge.
+    """
+    from hub_merge.cli.show.merges import print_compression
+
+    print_compression(out, output, _write_one(out, adapter, output, method="svd", **asked))
+
+
+@command(
+    examples=[
+        "convert style.safetensors -o style --format diffusers",
+        "convert someone/mlx-lora -o math",
+        "convert loha.safetensors -o small --rank 32 --format kohya",
+    ]
+)
+@click.argument("adapter")
+@output_option
+@click.option("--rank", metavar="N", type=click.IntRange(1), help="Truncate to this rank, with the least error.")
+@dtype_option
+@base_option
+@allow_option
+@force_option
+@pickle_option
+@token_option
+@writing_options
+def convert(out: Output, adapter: str, output: Path, **asked: Any) -> None:
+    """Write one adapter in another format, and prove the written file.
+
+    Every delta stays what it is: the error that is shown is the relative distance of what was written to what was read,
+    0 where not even rounding changed it. LoHa and LoKr are expanded exactly; --rank truncates.
+    """
+    from hub_merge.cli.show.merges import print_conversion
+
+    print_conversion(out, output, _write_one(out, adapter, output, energy=None, profile=None, **asked))
+
+
+def _write_one(
+    out: Output,
+    adapter: str,
+    output: Path,
+    *,
+    force: bool,
+    token: str | None,
+    allow_pickle: bool,
+    file_format: str,
+    method: str | None = None,
+    **asked: Any,
+) -> MergeRecord:
+    """Write one adapter alone to ``output`` and return its record."""
+    from hub_merge.pipeline import merge_to_folder
+
+    return merge_to_folder(
+        recipe_of((adapter,), method=method, weights=None, options=(), seed=None, **asked),
+        output,
+        hub=client(out, token, allow_pickle=allow_pickle),
+        format=file_format,
+        force=force,
+        progress=out.progress(),
+    )
+
+
+@command(examples=["verify someone/math-medicine", "verify ./math-medicine ./math ./medicine"])
+@click.argument("composite")
+@click.argument("parents", nargs=-1, metavar="[PARENT]...")
+@pickle_option
+@token_option
+@output_options
+def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | None, allow_pickle: bool) -> None:
+    """Prove that a composite is the merge its record tells of.
+
+    Its parents are fetched at their recorded commits and merged again. PARENT is the folder or file of one that was
+    local when the composite was made; it is recognised by its hashes. The exit code is 1 when the proof fails.
+    """
+    from hub_merge.cli.show.merges import print_proof
+    from hub_merge.pipeline import verify as verify_composite
+
+    hub = client(out, token, allow_pickle=allow_pickle)
+    proof = verify_composite(composite, parents=parents, hub=hub, progress=out.progress())
+    print_proof(out, composite, proof)
+    if not proof.passed:
+        raise click.exceptions.Exit(1)

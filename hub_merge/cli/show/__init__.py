@@ -1,0 +1,1 @@
+"""How each result is printed, a file for each kind of result."""

@@ -1,0 +1,44 @@
+"""How a publication is printed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hub_merge.cli.output import Output
+from hub_merge.cli.show.words import human_size
+
+if TYPE_CHECKING:
+    from hub_merge.publish import Published
+
+__all__ = ["print_published"]
+
+
+def print_published(out: Output, published: Published, *, dry_run: bool, fused: bool = False) -> None:
+    """Print what a push of a composite, or of a fused model, did or would do."""
+    files = [{"file": name, "size": size, "action": action} for name, size, action in published.files]
+    values = {
+        "url": published.pr_url or published.url,
+        "repo_id": published.repo_id,
+        "commit": published.commit,
+        "created": published.created,
+        "changed": published.changed,
+        "branch": published.branch,
+        "tag": published.tag,
+        "collection": published.collection,
+    }
+    if out.mode == "json":
+        out.document({**values, "pr_url": published.pr_url, "dry_run": dry_run, "files": files})
+    else:
+        if out.human:
+            out.table(files, ["file", "size", "action"], formats={"size": human_size})
+        out.fields(values, title=_publishing(published, dry_run))
+    if dry_run:
+        out.hint("nothing was sent; leave out --dry-run to publish")
+    elif not (published.pr_url or fused):
+        out.hint(f"hub-merge verify {published.repo_id}")
+
+
+def _publishing(published: Published, dry_run: bool) -> str:
+    if not published.changed:
+        return "✓ Nothing to change: the repository holds these files already"
+    return "Would publish" if dry_run else "✓ Opened a pull request" if published.pr_url else "✓ Published"

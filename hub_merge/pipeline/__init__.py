@@ -1,0 +1,40 @@
+"""The one spine: sources, check, score, merge, proof, record, card, push. API, command line and Space all use it.
+
+This is the only place where findings become exceptions. Each step is a file, which imports only earlier ones: progress,
+opening, merging, references, documents, saving, recipes, verifying, publishing.
+"""
+
+from hub_merge.pipeline.documents import card_of
+from hub_merge.pipeline.merging import compress, merge
+from hub_merge.pipeline.opening import followers
+from hub_merge.pipeline.publishing import is_open, push, push_folder, require_lawful
+from hub_merge.pipeline.recipes import merge_to_folder, run
+from hub_merge.pipeline.references import (
+    advise_on_references,
+    check_references,
+    inspect_reference,
+    score_references,
+    search,
+)
+from hub_merge.pipeline.saving import save
+from hub_merge.pipeline.verifying import verify
+
+__all__ = [
+    "advise_on_references",
+    "card_of",
+    "check_references",
+    "compress",
+    "followers",
+    "inspect_reference",
+    "is_open",
+    "merge",
+    "merge_to_folder",
+    "push",
+    "push_folder",
+    "require_lawful",
+    "run",
+    "save",
+    "score_references",
+    "search",
+    "verify",
+]
