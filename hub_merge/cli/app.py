@@ -14,6 +14,7 @@ COMMANDS = {
     "find": ("search", "inspect", "check", "score", "advise"),
     "merge": ("merge", "compress", "convert", "verify"),
     "models": ("fuse", "extract"),
+    "measure": ("eval",),
     "publish": ("card", "push"),
     "methods": ("methods",),
 }

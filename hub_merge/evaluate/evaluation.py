@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from hub_merge.errors import EvaluationError
@@ -28,15 +28,17 @@ class Evaluation:
         model: Label of the base.
         dtype: Dtype it computed in.
         losses: By composite and domain, in the order of the rows.
-        splits: Which part of the data set each domain is.
-        cut: Rows of each domain that were longer than the model was allowed to read.
+        sets: The domains, by name.
+        most_tokens: Where longer texts were cut.
+        cut: Rows of each domain that were.
     """
 
     model: str
     dtype: str
     losses: Mapping[str, Mapping[str, Sequence[Loss]]]
-    splits: Mapping[str, str]
-    cut: Mapping[str, int] = field(default_factory=dict)
+    sets: Mapping[str, QuestionSet]
+    most_tokens: int
+    cut: Mapping[str, int]
 
     def perplexity(self, composite: str, domain: str, part: Part = "answer") -> Estimate:
         """Return the perplexity of a composite on one domain."""
@@ -85,7 +87,7 @@ def evaluate(
         for name, wearable in composites.items():
             losses[name] = _measured(model, name, wearable, rows, done, progress)
     cut = {name: sum(row.cut > 0 for row in encoded) for name, encoded in rows.items()}
-    return Evaluation(model.label, model.dtype, losses, {entry.name: entry.split for entry in sets}, cut)
+    return Evaluation(model.label, model.dtype, losses, {entry.name: entry for entry in sets}, model.most_tokens, cut)
 
 
 def _measured(

@@ -68,11 +68,13 @@ class QuestionSet:
         name: Name of the domain or data set.
         questions: One a row, in the order of the rows.
         split: Which part of the data set it is, such as ``test``.
+        format: How its rows became questions.
     """
 
     name: str
     questions: Sequence[Question]
     split: str = "test"
+    format: QuestionFormat = DEFAULT_FORMAT
 
 
 def read_questions(
@@ -100,7 +102,7 @@ def read_questions(
     rows = _rows_of_file(path, limit) if path.is_file() else _rows_of_data_set(str(source), split, limit)
     if not rows:
         raise EvaluationError(f"{path.name} holds no rows.", remedy="Give a file with a question and an answer a line.")
-    return QuestionSet(name or _name(path), [format(row) for row in rows], split)
+    return QuestionSet(name or _name(path), [format(row) for row in rows], split, format)
 
 
 def _name(path: Path) -> str:

@@ -117,7 +117,7 @@ def compare(
         )
     gaps = nats - others
     drawn = _draws(len(gaps), seed, resamples)
-    low, high = _interval(np.exp((drawn @ gaps) / (drawn @ tokens)))
+    low, high = _interval(_perplexities(drawn @ gaps, drawn @ tokens))
     return Difference(math.exp(gaps.sum() / tokens.sum()), low, high, _flipped(gaps, seed, resamples), len(gaps))
 
 
@@ -138,13 +138,13 @@ def _draws(rows: int, seed: int, resamples: int) -> Float64:
 
 
 def _perplexities(nats: Any, tokens: Any) -> Any:
-    """Return ``exp(nats / tokens)``; infinite where a resample has drawn no token."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.exp(np.where(tokens > 0, nats / tokens, np.inf))
+    """Return ``exp(nats / tokens)``; NaN where a resample has drawn no token."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.exp(nats / tokens)
 
 
 def _interval(values: Float64) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
