@@ -75,10 +75,11 @@ def eval(
     force: bool,
     **asked: Any,
 ) -> None:
-    """Measure perplexities of adapters and of their composites on questions with answers.
+    """Measure adapters and their composites on a real model.
 
-    The base is loaded once and measured too. Every token weighs the same; padding is not counted. The interval is a
-    95 % bootstrap over rows, p the sign-flip test of the rows against what --against names.
+    The figure is the perplexity of the answers to questions: every token weighs the same, padding is not counted. The
+    base is loaded once, and measured too. Intervals are 95 % bootstraps over rows; p is the sign-flip test of the rows
+    against what --against names.
     """
     from hub_merge.evaluate import LanguageModel
     from hub_merge.evaluate.session import line_up
