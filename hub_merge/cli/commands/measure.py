@@ -44,7 +44,12 @@ PROMPT, ANSWER = "Question: {question}\\nAnswer: ", "{answer}"
 @click.option("--against", metavar="NAME", default="base", show_default=True, help="What the others are compared with.")
 @click.option("--tasks", metavar="NAMES", help="Tasks of lm-eval too, with commas between (extra: tasks).")
 @click.option("--task-folder", type=click.Path(file_okay=False, path_type=Path), help="Tasks of your own, in its YAML.")
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    default="auto",
+    help="Dtype of the base.  [default: bfloat16 where the processor computes in it, else float32]",
+)
 @click.option(
     "--device", metavar="NAME", default="auto", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"
 )
