@@ -23,12 +23,12 @@ from hub_merge.card import (
     published_card,
     render_card,
     render_licenses,
-    scrub,
     update_card,
 )
 from hub_merge.errors import HubMergeError
 from hub_merge.frontmatter import LicenseDetails
 from hub_merge.licenses import TERMS
+from hub_merge.privacy import scrub
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source
 
 GOLDEN = Path(__file__).parent / "golden" / "card.md"

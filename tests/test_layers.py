@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
 errors layout privacy
-bases budgets choice findings frontmatter ranks
+bases budgets choice findings frontmatter ranks weights
 adapter recipe parallel workspace
 gram
 clustering elementwise lowrank spectra formats hub staging
@@ -23,7 +23,8 @@ methods
 compat licenses extras
 advise composite sources base_weights
 proof plots card conversion
-notices provenance publish
+verification
+notices provenance publish reopening
 pipeline
 bulk fusion
 extraction
@@ -83,6 +84,18 @@ def test_imports_point_down_the_layers(path: Path) -> None:
             assert LEVEL[target] < LEVEL[module], f"{module} may not import {target} ({place or 'top'} of {path.name})"
         else:  # a name of the package itself, such as its version
             assert LEVEL[module] > LEVEL["pipeline"], f"{module} imports {imported}"
+
+
+STEPS = "progress opening merging references documents saving recipes verifying publishing __init__".split()
+"""The files of the pipeline; each knows only those before it."""
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "pipeline").glob("*.py")), ids=lambda path: path.stem)
+def test_a_step_of_the_pipeline_imports_only_earlier_ones(path: Path) -> None:
+    earlier = STEPS[: STEPS.index(path.stem)]
+    imported = [name for _, name in imports(ast.parse(path.read_text(encoding="utf-8")))]
+    steps = [name.removeprefix("hub_merge.pipeline.") for name in imported if name.startswith("hub_merge.pipeline")]
+    assert set(steps) <= set(earlier)
 
 
 @pytest.mark.parametrize("path", FILES, ids=[file.relative_to(PACKAGE).as_posix() for file in FILES])

@@ -1,4 +1,4 @@
-"""All of the torture: ``python -m tests.torture`` prints what was injected, survived and lost, and fails on a loss.
+"""All of the torture: ``python -m tests.torture`` tells what was injected, survived and lost, and fails if any is lost.
 
 Its parts run beside each other, each in processes of its own.
 """

@@ -1,0 +1,152 @@
+"""Carrying out a recipe: its adapters are found, opened, made plain where it says so, and merged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hub_merge.adapter import Adapter, Origin
+from hub_merge.composite import Composite
+from hub_merge.conversion import Place, converted
+from hub_merge.errors import AdapterNotFound, RecipeError
+from hub_merge.extras import checked_policy
+from hub_merge.formats.output import get_format
+from hub_merge.hub import Hub
+from hub_merge.layout import OWN_CONTENT
+from hub_merge.lineage import Follow
+from hub_merge.methods import get_method
+from hub_merge.pipeline.merging import merge, require_choices
+from hub_merge.pipeline.opening import followers, open_all
+from hub_merge.pipeline.progress import Progress, silent
+from hub_merge.pipeline.saving import save
+from hub_merge.provenance import read_record
+from hub_merge.ranks import require_rank
+from hub_merge.recipe import MergeRecord, Recipe
+from hub_merge.sources import base_origin
+from hub_merge.staging import require_free
+
+__all__ = ["carry_out", "converted_parents", "finder", "merge_to_folder", "run"]
+
+
+def run(
+    recipe: Recipe,
+    *,
+    hub: Hub,
+    folder: Path = Path(),
+    parents: Sequence[str | Path] = (),
+    progress: Progress = silent,
+) -> Composite:
+    """Return the composite that ``recipe`` describes.
+
+    Args:
+        recipe: What to merge.
+        hub: Client to pull adapters with.
+        folder: Folder that relative paths of the recipe start from.
+        parents: Folders that stand for the local adapters of the same names, wherever they are now.
+        progress: Told of each adapter that was opened.
+
+    Raises:
+        HubMergeError: An adapter cannot be had, or the merge cannot be carried out.
+    """
+    get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
+    require_choices(recipe.dtype, recipe.seed)
+    require_rank(recipe.rank, recipe.energy, recipe.profile)
+    checked_policy(recipe.extras)
+    adapters = open_all(_references(recipe, folder, parents), hub, progress)
+    adapters = converted_parents(recipe, adapters, hub, finder(parents, folder), progress)
+    return carry_out(recipe, adapters, *followers(hub))
+
+
+def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> list[str | Path]:
+    """Return where each adapter of the recipe is: on the Hub, among ``parents`` by name, or below ``folder``."""
+    given = {Path(parent).name: Path(parent) for parent in parents}
+    local = {source.model: Path(source.model).name for source in recipe.models if source.model.startswith(".")}
+    if strange := given.keys() - local.values() - _helpers(recipe):
+        raise RecipeError(
+            f"The recipe has no local adapter called {min(strange)}.",
+            remedy=f"Its local adapters: {', '.join(local.values()) or 'none'}.",
+        )
+    places = {model: given.get(name, folder / model) for model, name in local.items()}
+    if folder != Path() and (absent := [path for path in places.values() if not path.exists()]):
+        raise AdapterNotFound(
+            f"{absent[0]}: There is no such folder or file.",
+            remedy=f"Put it there, or name where it is: hub-merge merge RECIPE.yaml PATH/TO/{absent[0].name} -o FOLDER",
+        )
+    return [places.get(source.model, source.model) for source in recipe.models]
+
+
+def _helpers(recipe: Recipe) -> set[str]:
+    """Return the names of what conversions need beside the adapters: base weights and initial adapters."""
+    return {Path(text).name for source in recipe.models if source.convert for text in source.convert.references()}
+
+
+def finder(parents: Sequence[str | Path], folder: Path = Path()) -> Place:
+    """Return what finds a local reference of a recipe: among ``parents`` by its name, else below ``folder``."""
+    given = {Path(parent).name: Path(parent) for parent in parents}
+    return lambda text: given.get(Path(text).name, folder / text) if text.startswith(".") else text
+
+
+def converted_parents(
+    recipe: Recipe, adapters: Sequence[Adapter], hub: Hub, place: Place, progress: Progress
+) -> list[Adapter]:
+    """Return the adapters made plain where the recipe says so."""
+    return [
+        converted(adapter, source.convert, hub=hub, place=place, progress=progress)
+        for adapter, source in zip(adapters, recipe.models, strict=True)
+    ]
+
+
+def carry_out(
+    recipe: Recipe, adapters: Sequence[Adapter], canonical: Follow | None = None, original: Follow | None = None
+) -> Composite:
+    return merge(
+        adapters,
+        recipe.merge_method,
+        weights=[source.weight for source in recipe.models],
+        rank=recipe.rank,
+        energy=recipe.energy,
+        profile=recipe.profile,
+        seed=recipe.seed,
+        dtype=recipe.dtype,
+        base=recipe.base_model,
+        allow=recipe.allow,
+        extras=recipe.extras,
+        canonical=canonical,
+        original=original,
+        **recipe.options,
+    )
+
+
+def merge_to_folder(
+    recipe: Recipe,
+    output: Path,
+    *,
+    hub: Hub,
+    sources_from: Path = Path(),
+    parents: Sequence[str | Path] = (),
+    format: str = "peft",
+    force: bool = False,
+    picture: bool = False,
+    progress: Progress = silent,
+) -> MergeRecord:
+    """Carry out ``recipe``, write the composite to ``output`` and return its record; see ``run`` and ``save``."""
+    output = output.expanduser()
+    require_free(output, force, OWN_CONTENT)
+    get_format(format).require_profile(recipe.profile)  # told before anything is downloaded
+    composite = run(recipe, hub=hub, folder=sources_from, parents=parents, progress=progress)
+    save(
+        composite,
+        output,
+        format=format,
+        force=force,
+        picture=picture,
+        base=_base_of(composite, hub),
+        progress=progress,
+    )
+    return read_record(output)
+
+
+def _base_of(composite: Composite, hub: Hub) -> Origin | None:
+    """Return where the base is; asked only where the Hub was needed anyway, and never a reason to fail."""
+    asked = not hub.offline and any(parent.origin.repo_id for parent in composite.parents)
+    return base_origin(composite.base_model, hub) if asked and composite.base_model else None
