@@ -33,7 +33,7 @@ from tests.hub_double.server import Request
 from tests.torture.tally import Outcome
 from tests.torture.world import BASE, MATH, MEDICINE, WEIGHTS, adapter_files, furnish
 
-TIMEOUT, RETRIES, PATIENCE = 0.4, 1, 1.5
+TIMEOUT, RETRIES, PATIENCE = 0.8, 1, 6.0
 MOST_SECONDS = 45.0
 """The client of huggingface_hub announces and uploads files six times, with pauses of 23 seconds in all."""
 MOST_REQUESTS = 22
@@ -208,9 +208,9 @@ class Trial:
             return f"it was asked {len(asked)} times"
         return self.misjudged(fault, times, error) or self.wrong_files() or self.half_published() or self.afterwards()
 
-    def error(self) -> Exception | None:
+    def error(self, *, patient: bool = False) -> Exception | None:
         try:
-            self.kind.call(connect(self.hub, self.cache), self.composite, self.target)
+            self.kind.call(connect(self.hub, self.cache, patient=patient), self.composite, self.target)
         except Exception as error:
             return error
         return None
@@ -249,7 +249,7 @@ class Trial:
 
     def afterwards(self) -> str:
         """Return why it does not work after the fault."""
-        error = self.error()
+        error = self.error(patient=True)
         return f"afterwards: {type(error).__name__}: {error}" if error else self.wrong_files() or self.half_published()
 
 
