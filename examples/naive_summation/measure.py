@@ -20,7 +20,17 @@ from typing import Any
 from study import METHODS, Subject, found_in, subjects
 
 from hub_merge import score
-from hub_merge.evaluate import Evaluation, LanguageModel, QuestionSet, compare, evaluate, perplexity, read_questions
+from hub_merge.evaluate import (
+    Evaluation,
+    LanguageModel,
+    QuestionSet,
+    compare,
+    compare_means,
+    evaluate,
+    mean_perplexity,
+    perplexity,
+    read_questions,
+)
 from hub_merge.evaluate.losses import Loss
 
 PARTS = ("answer", "text")
@@ -89,15 +99,18 @@ def described(subject: Subject, losses: Mapping[str, Mapping[str, Sequence[Loss]
             domain: {part: asdict(perplexity(rows, part)) for part in PARTS}
             for domain, rows in losses[subject.name].items()
         },
-        "against": {
-            other: {
-                domain: {part: asdict(compare(rows, losses[other][domain], part)) for part in PARTS}
-                for domain, rows in losses[subject.name].items()
-                if domain in losses[other] and (domain in other.partition("_s")[0].split("_") or other == "base")
-            }
-            for other in compared_with(subject, losses)
-        },
+        "mean": {part: asdict(mean_perplexity(losses[subject.name], part)) for part in PARTS},
+        "against": {other: against(losses[subject.name], losses[other]) for other in compared_with(subject, losses)},
     }
+
+
+def against(losses: Mapping[str, Sequence[Loss]], other: Mapping[str, Sequence[Loss]]) -> dict[str, Any]:
+    """Return how one compares with another on every domain that both were measured on, and in the mean over those."""
+    shared = {domain: rows for domain, rows in losses.items() if domain in other}
+    found = {
+        domain: {part: asdict(compare(rows, other[domain], part)) for part in PARTS} for domain, rows in shared.items()
+    }
+    return {**found, "mean": {part: asdict(compare_means(shared, other, part)) for part in PARTS}}
 
 
 def compared_with(subject: Subject, names: Mapping[str, Any]) -> list[str]:
