@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-__all__ = ["OUTPUT", "Command", "Cost", "interleaved", "stopwatch"]
+__all__ = ["OUTPUT", "Command", "Cost", "interleaved"]
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -60,15 +60,6 @@ class Cost:
             work_cpu=times * self.work_cpu,
             work_wall=times * self.work_wall,
         )
-
-
-@contextmanager
-def stopwatch() -> Iterator[dict[str, float]]:
-    """Time the body; the dictionary has the seconds when it is over."""
-    took: dict[str, float] = {}
-    cpu, wall = time.process_time(), time.perf_counter()
-    yield took
-    took.update(work_cpu=time.process_time() - cpu, work_wall=time.perf_counter() - wall)
 
 
 def interleaved(commands: Mapping[str, Command], runs: int) -> dict[str, Cost]:
