@@ -12,10 +12,10 @@ from pathlib import Path
 from hub_merge.errors import OutputExists
 from hub_merge.layout import RECORD_FILE
 
-__all__ = ["require_free", "staged"]
+__all__ = ["STAGE", "require_free", "staged"]
 
 STAGE = ".hub-merge."
-"""How the names of our temporary folders begin."""
+"""How the names of our temporary files and folders begin."""
 
 
 @contextmanager

@@ -4,7 +4,7 @@ This is the only place where findings become exceptions. Each step is a file, wh
 opening, merging, references, documents, saving, recipes, verifying, publishing.
 """
 
-from hub_merge.pipeline.documents import card_of
+from hub_merge.pipeline.documents import add_measurements, card_of
 from hub_merge.pipeline.merging import compress, merge
 from hub_merge.pipeline.opening import followers
 from hub_merge.pipeline.publishing import is_open, push, push_folder, require_lawful
@@ -20,6 +20,7 @@ from hub_merge.pipeline.saving import save
 from hub_merge.pipeline.verifying import verify
 
 __all__ = [
+    "add_measurements",
     "advise_on_references",
     "card_of",
     "check_references",
