@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "hub_merge"
 
 LAYERS = """
 errors layout privacy
+measurements
 bases budgets choice findings frontmatter ranks weights
 adapter recipe parallel workspace
 gram
