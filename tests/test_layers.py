@@ -15,15 +15,16 @@ PACKAGE = Path(__file__).parents[1] / "hub_merge"
 LAYERS = """
 errors layout privacy
 bases budgets choice findings frontmatter ranks weights
-adapter recipe parallel staging
+adapter recipe parallel workspace
 gram
-clustering elementwise lowrank spectra formats hub
+clustering elementwise lowrank spectra formats hub staging
 coordinates lineage materialize outliers scores
 methods
 compat licenses extras
 advise composite sources base_weights
 proof plots card conversion
-notices provenance publish
+verification
+notices provenance publish reopening
 pipeline
 bulk fusion
 extraction

@@ -310,8 +310,9 @@ def test_a_composite_is_made_again_and_verified_from_its_recipe(
     merge_to_folder(again, tmp_path / "again", hub=hub, sources_from=tmp_path)
     for name in (CONFIG, WEIGHTS):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    proof = verify(tmp_path / "out", parents=folders, hub=hub)
-    assert proof.passed and json.loads(json.dumps(proof.to_dict())) == record.proof
+    result = verify(tmp_path / "out", parents=folders, hub=hub)
+    assert result.passed and result.proof is not None
+    assert json.loads(json.dumps(result.proof.to_dict())) == record.proof
 
 
 # --- compression ------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from hub_merge.layout import CARD_FILE, PICTURE_FILE, RECIPE_FILE, RECORD_FILE
 from hub_merge.provenance import read_record
 from hub_merge.recipe import MergeRecord
 from hub_merge.scores import Scores
+from hub_merge.workspace import write_whole
 
 __all__ = ["card_of", "document", "keep_words", "picture_in"]
 
@@ -45,7 +46,7 @@ def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) ->
     if path.is_file():
         text = update_card(path.read_text(encoding="utf-8"), text)
     if write:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     return text
 
 
