@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -34,7 +33,6 @@ __all__ = [
     "open_headers",
     "open_model",
     "pinned_reference",
-    "unique_names",
 ]
 
 
@@ -312,16 +310,6 @@ def pinned_reference(origin: Origin, name: str) -> str:
         return f"./{origin.file or name}"
     place = f"{origin.subfolder}/{origin.file}".strip("/")
     return f"{origin.repo_id}@{origin.commit}" + (f":{place}" if place else "")
-
-
-def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Return the adapters with names that tell them apart: ``math``, ``math-2``."""
-    names = [adapter.name for adapter in adapters]
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            numbered = (f"{name}-{number}" for number in count(2))
-            names[place] = next(free for free in numbered if free not in names)
-    return [a if a.name == name else a.renamed(name) for a, name in zip(adapters, names, strict=True)]
 
 
 def file_digest(path: Path) -> FileDigest:

@@ -22,7 +22,7 @@ from hub_merge.provenance import build_record
 from hub_merge.scores import Scoring
 from hub_merge.staging import staged
 
-__all__ = ["save"]
+__all__ = ["require_room", "save"]
 
 HEADER_BYTES = 1000
 """More than two tensors take in the header of a file."""
@@ -64,7 +64,7 @@ def save(
     folder = folder.expanduser()
     _require_no_parent(folder, composite)
     target.require_content(composite)
-    _require_room(composite, folder)
+    require_room(composite, folder)
     total = len(composite.modules)
     with staged(folder, force, OWN_CONTENT) as stage:
         target.write(
@@ -100,8 +100,8 @@ def _require_no_parent(folder: Path, composite: Composite) -> None:
             )
 
 
-def _require_room(composite: Composite, folder: Path) -> None:
-    """Raise ``BudgetExceeded`` if the file would be too large: every module is padded to the one rank."""
+def require_room(composite: Composite, folder: Path) -> None:
+    """Raise ``BudgetExceeded`` if the file would be too large for ``folder``: each module is padded to the one rank."""
     numbers = composite.rank * sum(sum(spec.shape) for spec in composite.modules.values())
     size = numbers * dtype_named(composite.dtype).itemsize + HEADER_BYTES * len(composite.modules)
     limits = budget()

@@ -336,7 +336,7 @@ def _task_findings(config: Mapping[str, Any], name: str) -> Iterator[Finding]:
 
 
 def open_folder(folder: Path, *, name: str, origin: Origin, allow_pickle: bool = False) -> Adapter:
-    """Open the adapter in ``folder``; its files are mapped, not read.
+    """Open the adapter in ``folder``; its weights are read when they are asked for.
 
     Args:
         folder: Folder with the config and the weights.
