@@ -32,13 +32,13 @@ from hub_merge.weights import EVERY_MODULE, Weight, checked_weight
 
 __all__ = [
     "SCHEMA_VERSION",
-    "require_schema",
     "STATED",
     "Conversion",
     "MergeRecord",
     "Parent",
     "Recipe",
     "Source",
+    "require_schema",
 ]
 
 SCHEMA_VERSION = 1
