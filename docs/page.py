@@ -43,7 +43,8 @@ nav a { display: block; padding: .15rem 0; } nav a.name { font-family: ui-monosp
 main { padding: 1rem 2rem 4rem; max-width: 54rem; } a { color: var(--link); text-decoration: none; }
 a:hover { text-decoration: underline; } section { border-bottom: 1px solid var(--edge); padding-bottom: 1.5rem; }
 pre, code { font: .88em/1.5 ui-monospace, monospace; background: var(--soft); border-radius: 4px; }
-pre { padding: .7rem 1rem; overflow-x: auto; white-space: pre-wrap; } code { padding: .1em .3em; } pre code { background: none; padding: 0; }
+pre { padding: .7rem 1rem; overflow-x: auto; white-space: pre-wrap; }
+code { padding: .1em .3em; } pre code { background: none; padding: 0; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .92rem; }
 th, td { border: 1px solid var(--edge); padding: .3rem .6rem; text-align: left; vertical-align: top; }
 img { max-width: 100%; background: white; } h4 { margin-bottom: .2rem; }
