@@ -40,6 +40,7 @@ __all__ = [
     "Parent",
     "Recipe",
     "Source",
+    "require_schema",
 ]
 
 SCHEMA_VERSION = 1
@@ -433,12 +434,7 @@ class MergeRecord:
                     f"This is a {content['kind']}, made by another command, and no composite.",
                     remedy="Name the composite that it was made from; `hub-merge push` takes either.",
                 )
-            version = content["schema_version"]
-            if not isinstance(version, int) or version > SCHEMA_VERSION:
-                raise RecipeError(
-                    f"hub_merge.json has schema version {version!r}; this version reads up to {SCHEMA_VERSION}.",
-                    remedy="Upgrade hub-merge.",
-                )
+            require_schema(content["schema_version"])
             for entry in [*content["output"]["files"], *(f for parent in content["parents"] for f in parent["files"])]:
                 if not (isinstance(entry["name"], str) and isinstance(entry["sha256"], str)):
                     raise TypeError("a file has no name or no sha256")
@@ -460,3 +456,12 @@ class MergeRecord:
             raise RecipeError(
                 f"hub_merge.json is not a merge record: {error!r}.", remedy="Merge again to write a new one."
             ) from error
+
+
+def require_schema(version: Any) -> None:
+    """Raise ``RecipeError`` unless a record of this schema can be read; those of every former version can."""
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise RecipeError(
+            f"hub_merge.json has schema version {version!r}; this version reads up to {SCHEMA_VERSION}.",
+            remedy="Upgrade hub-merge.",
+        )

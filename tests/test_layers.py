@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "hub_merge"
+import hub_merge
+
+PACKAGE = Path(hub_merge.__file__).parent
 
 LAYERS = """
 errors layout privacy
