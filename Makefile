@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test style quality bench clean
+.PHONY: demo test style quality bench torture clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python examples/demo.py
@@ -24,6 +24,9 @@ quality: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+torture: $(VENV)/.dev
+	$(BIN)/python -m tests.torture
 
 clean:
 	rm -rf $(VENV) demo build dist

@@ -18,9 +18,10 @@ from hub_merge.formats.peft import contained
 from hub_merge.formats.strict_json import read_bounded
 from hub_merge.layout import RECORD_FILE
 from hub_merge.proof import Proof
-from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
+from hub_merge.recipe import MergeRecord, Parent, Recipe, Source
 from hub_merge.scores import Scores
 from hub_merge.sources import digests, file_digest, pinned_reference
+from hub_merge.weights import Weight
 
 __all__ = ["MAX_RECORD", "build_record", "parent_of", "read_record"]
 

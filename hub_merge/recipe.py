@@ -20,20 +20,19 @@ A recipe is YAML whose field names follow mergekit's configuration where they me
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from hub_merge.errors import RecipeError
+from hub_merge.findings import REFUSE
 from hub_merge.frontmatter import LicenseDetails
 from hub_merge.measurements import Measurement
 from hub_merge.ranks import PROFILES, Profile, Rank
+from hub_merge.weights import EVERY_MODULE, Weight, checked_weight
 
 __all__ = [
-    "REFUSE",
     "SCHEMA_VERSION",
     "STATED",
     "Conversion",
@@ -41,50 +40,14 @@ __all__ = [
     "Parent",
     "Recipe",
     "Source",
-    "Weight",
-    "weight_for",
 ]
 
 SCHEMA_VERSION = 1
 """Version of ``hub_merge.json``; raised when an old reader would misunderstand a new file."""
 
-Weight: TypeAlias = float | Mapping[str, float]
-"""One number, or numbers by module: ``{"self_attn": 0.5, "*": 1.0}``; the first filter found in a name counts."""
-
 COMMIT = re.compile("[0-9a-f]{40}")
-EVERY_MODULE = "*"
-REFUSE = "refuse"
-"""What happens to tensors beside the factors as long as nobody decides."""
-
 FIELDS = "merge_method base_model models parameters profile dtype seed allow extras".split()
 """What a recipe may say at its top."""
-
-
-def weight_for(weight: Weight, module: str) -> float:
-    """Return the number that ``weight`` gives to ``module``; 1.0 where no filter matches."""
-    if not isinstance(weight, Mapping):
-        return float(weight)
-    return next((float(value) for part, value in weight.items() if part == EVERY_MODULE or part in module), 1.0)
-
-
-def checked_weight(weight: object, subject: str) -> Weight:
-    """Return ``weight`` if it is finite numbers, else raise.
-
-    Raises:
-        RecipeError: It is neither a finite number nor a mapping of filters to finite numbers.
-    """
-    if isinstance(weight, Mapping):
-        return {str(part): _finite(value, subject) for part, value in weight.items()}
-    return _finite(weight, subject)
-
-
-def _finite(value: object, subject: str) -> float:
-    if isinstance(value, str):
-        with suppress(ValueError):  # YAML 1.1 takes 1e-3 for text
-            value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RecipeError(f"The weight of {subject} is {value!r}.", remedy="Give a finite number, such as 0.5 or -1.")
-    return float(value)
 
 
 STATED = "base"

@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.torch import load_file as load_torch
 
 from hub_merge.adapter import Adapter, LoraFactors, Origin
 from hub_merge.composite import Composite
@@ -47,6 +46,7 @@ from hub_merge.pipeline import (
 from hub_merge.provenance import read_record
 from hub_merge.recipe import Recipe, Source
 from tests.helpers import Dense, adapter_of, dense_sum, random_factors, relative_error, write_adapter
+from tests.plain_files import read_tensors
 
 Q, V = "layers.{}.q_proj", "layers.{}.v_proj"
 SHAPES = {"q_proj": (12, 10), "v_proj": (7, 10)}
@@ -100,7 +100,7 @@ def as_a_server_reads(folder: Path) -> dict[str, Dense]:
     """Return the deltas by the rule of vLLM and llama.cpp: one global alpha over r, nothing else of the config."""
     config = json.loads((folder / CONFIG).read_text())
     scaling = config["lora_alpha"] / config["r"]
-    tensors = {key: tensor.double().numpy() for key, tensor in load_torch(folder / WEIGHTS).items()}
+    tensors = read_tensors(folder / WEIGHTS)
     modules = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
     assert len(tensors) == 2 * len(modules)
     for module in modules:

@@ -23,7 +23,8 @@ from hub_merge.methods import get_method, registry
 from hub_merge.pipeline import merge, merge_to_folder, verify
 from hub_merge.provenance import read_record
 from hub_merge.ranks import Profile, Squares, energy_by_rank, ranks_by_module, smallest_rank
-from hub_merge.recipe import Recipe, Source, Weight, weight_for
+from hub_merge.recipe import Recipe, Source
+from hub_merge.weights import Weight, weight_for
 from tests.helpers import Dense, adapter_of, dense_sum
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

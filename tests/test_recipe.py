@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from hub_merge.errors import RecipeError
 from hub_merge.frontmatter import LicenseDetails
-from hub_merge.recipe import SCHEMA_VERSION, Conversion, MergeRecord, Parent, Recipe, Source, checked_weight, weight_for
+from hub_merge.recipe import SCHEMA_VERSION, Conversion, MergeRecord, Parent, Recipe, Source
+from hub_merge.weights import checked_weight, weight_for
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=12)
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)

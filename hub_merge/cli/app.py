@@ -15,6 +15,7 @@ COMMANDS = {
     "merge": ("merge", "compress", "convert"),
     "verify": ("verify",),
     "models": ("fuse", "extract"),
+    "measure": ("eval",),
     "publish": ("card", "push"),
     "methods": ("methods",),
 }

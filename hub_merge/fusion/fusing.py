@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -32,6 +31,7 @@ from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord
 from hub_merge.sources import file_digest, open_adapter, open_model, pinned_reference
 from hub_merge.staging import require_free, staged
+from hub_merge.workspace import workspace
 
 __all__ = ["fuse", "push_fused"]
 
@@ -102,8 +102,8 @@ def _opened(adapter: Adapter | str | Path, hub: Hub) -> Iterator[Adapter]:
     elif adapter.origin.folder is not None:
         yield adapter
     else:
-        with tempfile.TemporaryDirectory() as root:
-            yield open_adapter(save(adapter, Path(root) / adapter.name), hub=hub)
+        with workspace() as place:
+            yield open_adapter(save(adapter, place / adapter.name), hub=hub)
 
 
 def _accepted(adapter: Adapter, allow: Sequence[str]) -> list[str]:

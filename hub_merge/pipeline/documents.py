@@ -13,7 +13,7 @@ from hub_merge.measurements import Measurement
 from hub_merge.provenance import read_record
 from hub_merge.recipe import MergeRecord
 from hub_merge.scores import Scores
-from hub_merge.staging import STAGE
+from hub_merge.workspace import write_whole
 
 __all__ = ["add_measurements", "card_of", "document", "keep_words", "picture_in"]
 
@@ -49,7 +49,7 @@ def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) ->
     if path.is_file():
         text = update_card(path.read_text(encoding="utf-8"), text)
     if write:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     return text
 
 
@@ -74,13 +74,6 @@ def add_measurements(folder: Path, measured: Iterable[Measurement]) -> MergeReco
     text = render_card(record, picture=picture_in(folder))
     if card.is_file():
         text = update_card(card.read_text(encoding="utf-8"), text)
-    _exchange(contained(folder, RECORD_FILE), record.to_json())
-    _exchange(card, text)
+    write_whole(contained(folder, RECORD_FILE), record.to_json())
+    write_whole(card, text)
     return record
-
-
-def _exchange(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    stage = path.with_name(f"{STAGE}{path.name}")
-    stage.write_text(text, encoding="utf-8")
-    stage.replace(path)

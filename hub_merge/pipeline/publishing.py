@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from hub_merge.provenance import read_record
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord, Parent
 from hub_merge.sources import base_origin
+from hub_merge.workspace import workspace
 
 __all__ = ["is_open", "push", "push_folder", "require_lawful"]
 
@@ -136,6 +136,6 @@ def is_open(source: Parent | Origin, hub: Hub) -> bool:
 
 def push(adapter: Adapter, repo_id: str, *, token: str | bool | None = None, **asked: Any) -> Published:
     """Write ``adapter`` to a temporary folder and publish it; see ``push_folder`` for the arguments."""
-    with tempfile.TemporaryDirectory() as root:
-        folder = save(adapter, Path(root) / "composite")
+    with workspace() as place:
+        folder = save(adapter, place / "composite")
         return push_folder(folder, repo_id, hub=Hub(token=token), **asked)

@@ -156,6 +156,10 @@ class HubDouble:
         """Let a user into a gated or private repository."""
         self.repo(repo_id, repo_type).granted.add(user)
 
+    def forget(self, content: bytes) -> None:
+        """Let a large file be unknown again, so that whoever publishes it has to send it."""
+        self._state.storage.forget(content)
+
     def delete_repo(self, repo_id: str, repo_type: str = "model") -> None:
         del self._state.repos[repo_type, repo_id]
 
