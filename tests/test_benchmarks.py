@@ -24,6 +24,8 @@ from benchmarks.stopwatch import stopwatch
 from hub_merge.adapter import Adapter
 from tests.helpers import relative_error
 
+pytest.importorskip("peft")
+
 
 def small(shape: Shape) -> Shape:
     """Return the same kind of adapter in small: an eighth of the layers, of 1/64 of the width."""

@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.torch import load_file as load_torch
 
 from hub_merge.adapter import Adapter, LoraFactors, Origin
 from hub_merge.composite import Composite
@@ -31,8 +30,10 @@ from hub_merge.errors import (
     UnknownMethod,
 )
 from hub_merge.hub import Hub
+from hub_merge.measurements import Measurement
 from hub_merge.methods import merge_method, registry
 from hub_merge.pipeline import (
+    add_measurements,
     card_of,
     check_references,
     merge,
@@ -45,6 +46,7 @@ from hub_merge.pipeline import (
 from hub_merge.provenance import read_record
 from hub_merge.recipe import Recipe, Source
 from tests.helpers import Dense, adapter_of, dense_sum, random_factors, relative_error, write_adapter
+from tests.plain_files import read_tensors
 
 Q, V = "layers.{}.q_proj", "layers.{}.v_proj"
 SHAPES = {"q_proj": (12, 10), "v_proj": (7, 10)}
@@ -98,7 +100,7 @@ def as_a_server_reads(folder: Path) -> dict[str, Dense]:
     """Return the deltas by the rule of vLLM and llama.cpp: one global alpha over r, nothing else of the config."""
     config = json.loads((folder / CONFIG).read_text())
     scaling = config["lora_alpha"] / config["r"]
-    tensors = {key: tensor.double().numpy() for key, tensor in load_torch(folder / WEIGHTS).items()}
+    tensors = read_tensors(folder / WEIGHTS)
     modules = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
     assert len(tensors) == 2 * len(modules)
     for module in modules:
@@ -627,6 +629,25 @@ def test_the_card_of_a_folder_keeps_what_the_user_wrote_around_ours(parents: tup
     assert "ann/mine" not in path.read_text()
     card_of(tmp_path / "out", repo_id="ann/mine", write=True)
     assert "ann/mine" in path.read_text() and "My own words." in path.read_text()
+
+
+def test_measured_results_are_added_to_record_and_card_of_a_folder(parents: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = merge(opened(*parents)).save_pretrained(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / CARD).write_text((folder / CARD).read_text() + "\nMy own words.\n")
+    first = Measurement("acme/exam", "test", "perplexity", 3.5, "answers only", 20)
+    add_measurements(folder, [first])
+    record = add_measurements(folder, [replace(first, value=3.25), replace(first, subject="base", value=9.0)])
+    assert record == read_record(folder)
+    assert [(entry.subject, entry.value) for entry in record.measured] == [("", 3.25), ("base", 9.0)]
+    card = (folder / CARD).read_text()
+    assert "| perplexity | 3.25 |" in card and "My own words." in card and "3.50" not in card
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (CARD, RECORD)} == {
+        name: content for name, content in before.items() if name not in (CARD, RECORD)
+    }
+    again = card
+    add_measurements(folder, [])
+    assert (folder / CARD).read_text() == again
 
 
 def test_check_and_score_by_reference_read_folders(parents: tuple[Path, Path], hub: Hub) -> None:

@@ -13,6 +13,7 @@ from hub_merge.formats.opening import open_adapter_files
 from hub_merge.formats.output import get_format
 from hub_merge.formats.tensors import dtype_named
 from hub_merge.layout import CARD_FILE, OWN_CONTENT, RECORD_FILE
+from hub_merge.licenses import verdict_of
 from hub_merge.notices import carried_texts, notice_texts, write_texts
 from hub_merge.pipeline.documents import document, keep_words
 from hub_merge.pipeline.merging import merge
@@ -83,7 +84,7 @@ def save(
         record = build_record(composite, stage, scores, proof, base, target)
         document(record, stage, scores if picture else None)
         carried = carried_texts(record, base, [parent.origin for parent in composite.parents])
-        write_texts(stage, {**carried, **notice_texts(record, carried)})
+        write_texts(stage, {**carried, **notice_texts(verdict_of(record), carried)})
         if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
             keep_words(folder / CARD_FILE, stage / CARD_FILE)
     return folder

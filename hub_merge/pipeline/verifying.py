@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from hub_merge.recipe import MergeRecord
 from hub_merge.reopening import reopen
 from hub_merge.sources import digests, open_adapter
 from hub_merge.verification import Difference, Verification, changed_files, differing_tensors, failed_checks
+from hub_merge.workspace import workspace
 
 __all__ = ["verify"]
 
@@ -86,8 +86,8 @@ def _differing(
 ) -> tuple[str, ...]:
     """Return the tensors of the composite that are not, bit by bit, those that writing it again gives."""
     target = get_format(record.output.get("format", "peft"))
-    with tempfile.TemporaryDirectory() as place:
-        require_room(asked, Path(place) / weights.name)
+    with workspace() as place:
+        require_room(asked, place / weights.name)
         base, rank = asked.base_model, asked.uniform_rank
-        target.write(asked, Path(place), base_model=base, dtype=asked.dtype, rank=rank, progress=progress)
-        return differing_tensors(weights, Path(place) / target.files[-1])
+        target.write(asked, place, base_model=base, dtype=asked.dtype, rank=rank, progress=progress)
+        return differing_tensors(weights, place / target.files[-1])

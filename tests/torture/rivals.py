@@ -90,7 +90,9 @@ def rivalled(world: World, rounds: int) -> Iterator[Outcome]:
     for rivalry in RIVALRIES:
         prepared = world.home()
         rivalry.prepare(world, prepared)
-        alone = [alone_in(world, prepared, rivalry, words) for words in rivalry.commands]
+        different = set(map(tuple, rivalry.commands))
+        known = {words: alone_in(world, prepared, rivalry, words) for words in different}
+        alone = [known[tuple(words)] for words in rivalry.commands]
         for number in range(rounds):
             home = world.home()
             copy(prepared, home)

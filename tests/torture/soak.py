@@ -16,21 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from hub_merge import Adapter, merge
 from hub_merge.pipeline import save
 from tests.helpers import Dense
+from tests.plain_files import read_tensors, write_tensors
 from tests.torture.tally import Outcome
 
 BASE = "acme/base"
-DTYPES: dict[str, tuple[str, Any, float]] = {
-    "float32": ("F32", np.float32, 5e-5),
-    "float16": ("F16", np.float16, 2e-2),
-    "bfloat16": ("BF16", ml_dtypes.bfloat16, 1e-1),
-}
-"""Name in a file, type, and largest relative error of a result that is written in it."""
+TOLERANCES = {"float32": 5e-5, "float16": 2e-2, "bfloat16": 1e-1}
+"""Largest relative error of a result by the dtype in which it is written."""
 FLAT = 20_000_000
 """Bytes that the memory may grow by over all merges."""
 
@@ -53,30 +49,6 @@ class Part:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Dense], dtype: str) -> None:
-    code, kind, _ = DTYPES[dtype]
-    header, content = {}, b""
-    for name, tensor in tensors.items():
-        data = tensor.astype(kind).tobytes()
-        header[name] = {"dtype": code, "shape": tensor.shape, "data_offsets": [len(content), len(content) + len(data)]}
-        content += data
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
-
-
-def read_tensors(path: Path) -> dict[str, Dense]:
-    data = path.read_bytes()
-    end = 8 + int.from_bytes(data[:8], "little")
-    kinds = {code: kind for code, kind, _ in DTYPES.values()}
-    tensors = {}
-    for name, info in json.loads(data[8:end]).items():
-        if name != "__metadata__":
-            start, stop = (end + offset for offset in info["data_offsets"])
-            flat = np.frombuffer(data[start:stop], kinds[info["dtype"]])
-            tensors[name] = flat.reshape(info["shape"]).astype(np.float64)
-    return tensors
 
 
 def read_parts(folder: Path) -> dict[str, Part]:
@@ -300,7 +272,7 @@ def random_adapter(folder: Path, rng: np.random.Generator, shapes: Mapping[str, 
     """Write a random adapter; return its dtype."""
     names = sorted(shapes)
     modules = names if whole else sorted(rng.choice(names, rng.integers(1, len(names) + 1), replace=False).tolist())
-    rank, dtype = int(rng.integers(1, 5)), str(rng.choice(list(DTYPES)))
+    rank, dtype = int(rng.integers(1, 5)), str(rng.choice(list(TOLERANCES)))
     ranks = {module: int(rng.integers(1, 5)) if rng.random() < 0.3 else rank for module in modules}
     alphas = {module: float(rng.uniform(0.5, 16)) for module in modules if rng.random() < 0.2}
     tensors = {}
@@ -353,7 +325,7 @@ def one_merge(folder: Path, method: str, seed: int) -> str:
     written = read_parts(save(composite, folder / "out"))
     if written.keys() != set().union(*parents):
         return f"modules {sorted(written)}"
-    most = max(DTYPES[name][2] for name in ([dtype] if dtype else dtypes))
+    most = max(TOLERANCES[name] for name in ([dtype] if dtype else dtypes))
     for module, got in written.items():
         mine = [(parent[module], weight) for parent, weight in zip(parents, weights, strict=True) if module in parent]
         case = Case([part for part, _ in mine], [weight for _, weight in mine], rank)
