@@ -33,6 +33,7 @@ bulk fusion
 extraction
 evaluate
 zoo
+studio
 cli
 __init__ __main__
 """.strip().splitlines()
