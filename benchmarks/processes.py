@@ -94,6 +94,7 @@ def _median(costs: Sequence[Cost]) -> Cost:
 def _run(command: Command, output: Path, *, watched: bool) -> Cost:
     arguments = [str(output) if argument == OUTPUT else argument for argument in command.arguments]
     environment = {**os.environ, **ONE_THREAD, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled, a clone is by its first turn
     with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
         with _on_cores(command.cores):
             start = time.perf_counter()

@@ -245,7 +245,7 @@ def norm_and_peak(factors: LoraFactors) -> tuple[float, float]:
 
     A factor that holds NaN or infinity makes both NaN. An update whose pieces cancel to rounding counts as zero.
     Factors of 16 bits or fewer are multiplied in float32, which holds each product exactly, where the sums neither
-    overflow nor cancel: rounding is then below 1e-4 of the results, and about 1e-7.
+    overflow nor cancel: rounding is then below 1e-4 of the results, and about 1e-6.
     """
     short = max(factors.A.dtype.itemsize, factors.B.dtype.itemsize) <= 2
     grams, square, bound = _products(factors, np.float32) if short else _products(factors, np.float64)

@@ -59,6 +59,7 @@ def build_record(
         base_model=composite.base_model,
         base_license=base.license,
         base_license_details=base.license_details,
+        base_commit=base.commit,
         output={
             "rank": composite.rank,
             **_ranks(composite),

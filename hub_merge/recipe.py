@@ -20,6 +20,7 @@ A recipe is YAML whose field names follow mergekit's configuration where they me
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 from hub_merge.errors import RecipeError
 from hub_merge.findings import REFUSE
 from hub_merge.frontmatter import LicenseDetails
+from hub_merge.measurements import Measurement
 from hub_merge.ranks import PROFILES, Profile, Rank
 from hub_merge.weights import EVERY_MODULE, Weight, checked_weight
 
@@ -44,6 +46,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 """Version of ``hub_merge.json``; raised when an old reader would misunderstand a new file."""
 
+COMMIT = re.compile("[0-9a-f]{40}")
 FIELDS = "merge_method base_model models parameters profile dtype seed allow extras".split()
 """What a recipe may say at its top."""
 
@@ -336,6 +339,13 @@ def _license_details(content: Mapping[str, Any], field: str) -> LicenseDetails:
     return LicenseDetails.from_dict(content[field]) if field in content else LicenseDetails()
 
 
+def _commit(text: object) -> str | None:
+    """Return a commit of the Hub; the first records had none of the base."""
+    if text is None or (isinstance(text, str) and COMMIT.fullmatch(text)):
+        return text
+    raise ValueError("the commit of the base is none")
+
+
 def _parent_to_dict(parent: Parent) -> dict[str, Any]:
     content = asdict(parent)
     if parent.converted is None:
@@ -374,6 +384,8 @@ class MergeRecord:
         proof: What re-reading the written file showed (``proof.Proof.to_dict``).
         versions: Versions of this package and of the libraries that shaped the bytes.
         base_license_details: Where the base's licence is stated, and its licence files.
+        base_commit: Commit that the base's repository was at, where it was looked up.
+        measured: What was measured of the composite, and of others beside it.
     """
 
     recipe: Recipe
@@ -386,6 +398,8 @@ class MergeRecord:
     proof: Mapping[str, Any]
     versions: Mapping[str, str]
     base_license_details: LicenseDetails = field(default_factory=LicenseDetails)
+    base_commit: str | None = None
+    measured: tuple[Measurement, ...] = ()
 
     def to_json(self) -> str:
         """Return the record as JSON; the same record gives the same bytes."""
@@ -394,12 +408,14 @@ class MergeRecord:
             "recipe": self.recipe.to_dict(),
             "parents": [_parent_to_dict(parent) for parent in self.parents],
             "base_model": self.base_model,
+            "base_commit": self.base_commit,
             "base_license": self.base_license,
             "base_license_details": asdict(self.base_license_details),
             "output": self.output,
             "findings": self.findings,
             "scores": self.scores,
             "proof": self.proof,
+            **({"measured": [entry.to_dict() for entry in self.measured]} if self.measured else {}),
             "versions": self.versions,
         }
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -433,6 +449,8 @@ class MergeRecord:
                 proof=content["proof"],
                 versions=content["versions"],
                 base_license_details=_license_details(content, "base_license_details"),
+                base_commit=_commit(content.get("base_commit")),
+                measured=tuple(Measurement.from_dict(entry) for entry in content.get("measured", ())),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecipeError(

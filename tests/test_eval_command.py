@@ -128,6 +128,8 @@ def test_what_is_printed_is_compared_with_what_was_named(folder: Path, run: Run)
     two, one = (float(table[name, "first"]["perplexity"]) for name in ("two", "one"))
     assert float(table["two", "first"]["change"]) == pytest.approx(two / one - 1)
     assert table["one", "first"]["change"] == ""
+    base, changed = (float(table[name, "mean"]["perplexity"]) for name in ("one", "two"))
+    assert float(table["two", "mean"]["change"]) == pytest.approx(changed / base - 1)
     assert float(table["two", "mean"]["perplexity"]) == pytest.approx(
         (two + float(table["two", "2nd"]["perplexity"])) / 2
     )

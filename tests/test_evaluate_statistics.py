@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hub_merge.errors import EvaluationError
 from hub_merge.evaluate.losses import Loss
-from hub_merge.evaluate.statistics import compare, mean_perplexity, perplexity
+from hub_merge.evaluate.statistics import compare, compare_means, mean_perplexity, perplexity
 
 
 def losses(nats: NDArray[np.float64], tokens: int = 10) -> list[Loss]:
@@ -79,6 +79,36 @@ def test_p_is_uniform_where_there_is_no_difference() -> None:
         hard = drawn(seed, 40, spread=1.0)
         one, other = (losses(hard + drawn(1000 + 2 * seed + k, 40, mean=0.0, spread=0.1)) for k in range(2))
         values.append(compare(one, other, resamples=300).p)
+    assert np.mean(np.array(values) <= 0.05) < 0.12
+    assert 0.4 < np.mean(values) < 0.6
+
+
+def test_means_are_compared_over_all_domains() -> None:
+    ours = {"a": losses(drawn(4, 50)), "b": losses(drawn(5, 80, mean=2.0))}
+    theirs = {name: [Loss(row.answer * 1.1, 10, row.text, 10) for row in rows] for name, rows in ours.items()}
+    found = compare_means(theirs, ours)
+    assert found.ratio == pytest.approx(mean_perplexity(theirs).value / mean_perplexity(ours).value)
+    assert 1 < found.low < found.ratio < found.high
+    assert found.p == pytest.approx(1 / 2001)
+    assert found.rows == 130
+    turned = compare_means(ours, theirs)
+    assert (turned.low, turned.high) == pytest.approx((1 / found.high, 1 / found.low))
+    alone = compare_means({"a": theirs["a"]}, {"a": ours["a"]})
+    single = compare(theirs["a"], ours["a"])
+    assert (alone.ratio, alone.low, alone.high) == pytest.approx((single.ratio, single.low, single.high))
+
+
+def test_p_of_means_is_uniform_where_there_is_no_difference() -> None:
+    values = []
+    for seed in range(150):
+        both = [
+            {
+                name: losses(drawn(seed, 30) + drawn(9000 + 4 * seed + 2 * k + n, 30, 0.0, 0.1))
+                for n, name in enumerate("ab")
+            }
+            for k in range(2)
+        ]
+        values.append(compare_means(*both, resamples=300).p)
     assert np.mean(np.array(values) <= 0.05) < 0.12
     assert 0.4 < np.mean(values) < 0.6
 

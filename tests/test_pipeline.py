@@ -30,8 +30,10 @@ from hub_merge.errors import (
     UnknownMethod,
 )
 from hub_merge.hub import Hub
+from hub_merge.measurements import Measurement
 from hub_merge.methods import merge_method, registry
 from hub_merge.pipeline import (
+    add_measurements,
     card_of,
     check_references,
     merge,
@@ -627,6 +629,25 @@ def test_the_card_of_a_folder_keeps_what_the_user_wrote_around_ours(parents: tup
     assert "ann/mine" not in path.read_text()
     card_of(tmp_path / "out", repo_id="ann/mine", write=True)
     assert "ann/mine" in path.read_text() and "My own words." in path.read_text()
+
+
+def test_measured_results_are_added_to_record_and_card_of_a_folder(parents: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = merge(opened(*parents)).save_pretrained(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / CARD).write_text((folder / CARD).read_text() + "\nMy own words.\n")
+    first = Measurement("acme/exam", "test", "perplexity", 3.5, "answers only", 20)
+    add_measurements(folder, [first])
+    record = add_measurements(folder, [replace(first, value=3.25), replace(first, subject="base", value=9.0)])
+    assert record == read_record(folder)
+    assert [(entry.subject, entry.value) for entry in record.measured] == [("", 3.25), ("base", 9.0)]
+    card = (folder / CARD).read_text()
+    assert "| perplexity | 3.25 |" in card and "My own words." in card and "3.50" not in card
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (CARD, RECORD)} == {
+        name: content for name, content in before.items() if name not in (CARD, RECORD)
+    }
+    again = card
+    add_measurements(folder, [])
+    assert (folder / CARD).read_text() == again
 
 
 def test_check_and_score_by_reference_read_folders(parents: tuple[Path, Path], hub: Hub) -> None:

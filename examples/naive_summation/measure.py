@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,10 +18,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import geometry
 from study import METHODS, Subject, found_in, subjects
 
-from hub_merge import score
-from hub_merge.evaluate import Evaluation, LanguageModel, QuestionSet, compare, evaluate, perplexity, read_questions
+from hub_merge.bases import read_base
+from hub_merge.evaluate import (
+    Evaluation,
+    LanguageModel,
+    QuestionSet,
+    compare,
+    compare_means,
+    evaluate,
+    mean_perplexity,
+    perplexity,
+    read_questions,
+)
 from hub_merge.evaluate.losses import Loss
 
 PARTS = ("answer", "text")
@@ -30,10 +42,11 @@ PACKAGES = ("hub-merge", "numpy", "torch", "transformers", "peft")
 def main() -> None:
     """Measure, and write the results."""
     options = arguments()
-    asked = list(subjects(found_in(options.adapters)))
+    named = re.compile(options.only)
+    asked = [subject for subject in subjects(found_in(options.adapters)) if named.fullmatch(subject.name)]
     sets = {
         name: read_questions(options.data / name / "test.jsonl", name=name, limit=options.rows)
-        for name in asked[0].domains
+        for name in sorted({name for subject in asked for name in subject.domains})
     }
     model = LanguageModel.load(options.weights or options.base, dtype=options.dtype, most_tokens=options.most_tokens)
     losses = {}
@@ -41,14 +54,15 @@ def main() -> None:
         everywhere = subject.kind in ("base", "single")
         chosen = [entry for name, entry in sets.items() if everywhere or name in subject.domains]
         losses[subject.name] = measured(model, subject, chosen, options.journal)
+    begun = geometry.starts(model.model, sorted({seed for subject in asked for seed in subject.seeds}))
     results = {
-        "base": options.base,
+        "base": read_base(options.base).label,
         "dtype": model.dtype,
         "most_tokens": model.most_tokens,
         "rows": {name: len(entry.questions) for name, entry in sets.items()},
         "versions": {name: version(name) for name in PACKAGES},
         "subjects": [described(subject, losses) for subject in asked],
-        "geometry": [geometry(subject) for subject in asked if subject.kind == "sum"],
+        "geometry": [geometry.described(subject, begun) for subject in asked if subject.kind == "sum"],
     }
     options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -60,6 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="Folder with a folder a domain.")
     parser.add_argument("--base", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="Hub id, also gpt2.")
     parser.add_argument("--weights", type=Path, help="GGUF file to read the base from.")
+    parser.add_argument("--only", default=".*", help="Regular expression of the names to measure.")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rows", type=int, help="Rows a domain; all by default.")
     parser.add_argument("--most-tokens", type=int, help="Longer texts are cut; none by default.")
@@ -89,15 +104,18 @@ def described(subject: Subject, losses: Mapping[str, Mapping[str, Sequence[Loss]
             domain: {part: asdict(perplexity(rows, part)) for part in PARTS}
             for domain, rows in losses[subject.name].items()
         },
-        "against": {
-            other: {
-                domain: {part: asdict(compare(rows, losses[other][domain], part)) for part in PARTS}
-                for domain, rows in losses[subject.name].items()
-                if domain in losses[other] and (domain in other.partition("_s")[0].split("_") or other == "base")
-            }
-            for other in compared_with(subject, losses)
-        },
+        "mean": {part: asdict(mean_perplexity(losses[subject.name], part)) for part in PARTS},
+        "against": {other: against(losses[subject.name], losses[other]) for other in compared_with(subject, losses)},
     }
+
+
+def against(losses: Mapping[str, Sequence[Loss]], other: Mapping[str, Sequence[Loss]]) -> dict[str, Any]:
+    """Return how one compares with another on every domain that both were measured on, and in the mean over those."""
+    shared = {domain: rows for domain, rows in losses.items() if domain in other}
+    found = {
+        domain: {part: asdict(compare(rows, other[domain], part)) for part in PARTS} for domain, rows in shared.items()
+    }
+    return {**found, "mean": {part: asdict(compare_means(shared, other, part)) for part in PARTS}}
 
 
 def compared_with(subject: Subject, names: Mapping[str, Any]) -> list[str]:
@@ -108,12 +126,6 @@ def compared_with(subject: Subject, names: Mapping[str, Any]) -> list[str]:
         name for name in names if " " not in name and set(name.partition("_s")[0].split("_")) == set(subject.domains)
     ]
     return ["base", *(parent.name for parent in subject.parents), *baselines]
-
-
-def geometry(subject: Subject) -> dict[str, Any]:
-    """Return what the factors alone tell of a sum."""
-    scores = score(subject.parents)
-    return {"name": subject.name, "domains": subject.domains, "seeds": subject.seeds, **scores.to_dict(modules=False)}
 
 
 if __name__ == "__main__":

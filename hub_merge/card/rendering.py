@@ -52,8 +52,10 @@ def render_card(record: MergeRecord, *, repo_id: str | None = None, picture: str
         picture: Name of the picture of the scores, a file beside the card.
     """
     template = environment().get_template("card.md.jinja")
-    body = template.render(_context(record, hub_id(repo_id), picture)).strip()
-    return f"---\n{to_yaml(front_matter(record))}---\n\n{START}\n{body}\n{END}\n"
+    published = hub_id(repo_id)
+    body = template.render(_context(record, published, picture)).strip()
+    metadata = front_matter(record, published.rpartition("/")[2] if published else "composite")
+    return f"---\n{to_yaml(metadata)}---\n\n{START}\n{body}\n{END}\n"
 
 
 def render_licenses(record: MergeRecord) -> str:
@@ -95,7 +97,8 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
         "title": repo_id.partition("/")[2] or repo_id if repo_id else None,
         "repo_id": repo_id,
         "picture": Markdown(quote(picture)) if picture else None,
-        "base": link(base) if base else None,
+        "base": link(base, record.base_commit) if base else None,
+        "measured": record.measured,
         "method_name": method_name(record),
         "method": described(method_of(record)),
         "options": options_of(record),

@@ -6,7 +6,7 @@ from hub_merge.evaluate.language_model import LanguageModel
 from hub_merge.evaluate.losses import Encoded, Loss
 from hub_merge.evaluate.questions import Question, QuestionFormat, QuestionSet, read_questions
 from hub_merge.evaluate.results import document, figures, results_of
-from hub_merge.evaluate.statistics import Difference, Estimate, compare, mean_perplexity, perplexity
+from hub_merge.evaluate.statistics import Difference, Estimate, compare, compare_means, mean_perplexity, perplexity
 
 __all__ = [
     "Difference",
@@ -19,6 +19,7 @@ __all__ = [
     "QuestionFormat",
     "QuestionSet",
     "compare",
+    "compare_means",
     "document",
     "evaluate",
     "figures",

@@ -11,7 +11,15 @@ from hub_merge.evaluate.journal import Journal, digest_of_factors, key_of
 from hub_merge.evaluate.language_model import LanguageModel
 from hub_merge.evaluate.losses import Encoded, Loss
 from hub_merge.evaluate.questions import QuestionSet
-from hub_merge.evaluate.statistics import Difference, Estimate, Part, compare, mean_perplexity, perplexity
+from hub_merge.evaluate.statistics import (
+    Difference,
+    Estimate,
+    Part,
+    compare,
+    compare_means,
+    mean_perplexity,
+    perplexity,
+)
 from hub_merge.evaluate.wearing import Wearable, factors_of
 
 __all__ = ["Evaluation", "evaluate"]
@@ -48,6 +56,10 @@ class Evaluation:
         """Return the mean of its perplexities over ``domains``, all by default."""
         losses = self.losses[composite]
         return mean_perplexity({name: losses[name] for name in domains or losses}, part)
+
+    def compare_means(self, composite: str, other: str, part: Part = "answer") -> Difference:
+        """Compare the mean perplexities of two composites over the domains of the first."""
+        return compare_means(self.losses[composite], self.losses[other], part)
 
     def compare(self, composite: str, other: str, domain: str, part: Part = "answer") -> Difference:
         """Compare two composites on the rows of one domain."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from hub_merge.evaluate.evaluation import Evaluation
-from hub_merge.evaluate.statistics import Part
+from hub_merge.evaluate.statistics import Difference, Estimate, Part
 
 __all__ = ["document", "figures", "results_of"]
 
 PARTS: tuple[Part, ...] = ("answer", "text")
 BASE = "base"
 """Name of the plain base among the composites."""
+MEAN = "mean"
+"""What stands for the domain where the figure is the mean over all."""
 
 DEFINITIONS = {
     "answer": "exp of the mean negative log-likelihood of the answers' tokens, the end-of-text token among them",
@@ -28,23 +30,35 @@ def figures(evaluation: Evaluation, against: str = BASE) -> list[dict[str, Any]]
         evaluation: The measurements.
         against: The composite that the others are compared with; without it there is no comparison.
     """
-    rows = []
-    for name, losses in evaluation.losses.items():
-        for domain in losses:
-            answer, text = (evaluation.perplexity(name, domain, part) for part in PARTS)
-            row = {"composite": name, "domain": domain, "perplexity": answer.value, "low": answer.low}
-            row |= {"high": answer.high, "text": text.value, "rows": answer.rows, "change": None, "p": None}
-            if name != against and domain in evaluation.losses.get(against, {}):
-                difference = evaluation.compare(name, against, domain)
-                row |= {"change": difference.ratio - 1, "p": difference.p}
-            rows.append(row)
-        if len(losses) > 1:
-            answer, text = evaluation.mean(name), evaluation.mean(name, "text")
-            row = {"composite": name, "domain": "mean", "perplexity": answer.value, "low": answer.low}
-            rows.append(
-                {**row, "high": answer.high, "text": text.value, "rows": answer.rows, "change": None, "p": None}
-            )
-    return rows
+    return [row for name in evaluation.losses for row in _figures_of(evaluation, name, against)]
+
+
+def _figures_of(evaluation: Evaluation, name: str, against: str) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one composite."""
+    domains, reference = evaluation.losses[name], evaluation.losses.get(against, {})
+    for domain in domains:
+        estimates = [evaluation.perplexity(name, domain, part) for part in PARTS]
+        compared = name != against and domain in reference
+        yield _row(name, domain, estimates, evaluation.compare(name, against, domain) if compared else None)
+    if len(domains) > 1:
+        estimates = [evaluation.mean(name, part) for part in PARTS]
+        compared = name != against and set(domains) <= set(reference)
+        yield _row(name, MEAN, estimates, evaluation.compare_means(name, against) if compared else None)
+
+
+def _row(name: str, domain: str, estimates: Sequence[Estimate], difference: Difference | None) -> dict[str, Any]:
+    answer, text = estimates
+    return {
+        "composite": name,
+        "domain": domain,
+        "perplexity": answer.value,
+        "low": answer.low,
+        "high": answer.high,
+        "text": text.value,
+        "rows": answer.rows,
+        "change": difference.ratio - 1 if difference else None,
+        "p": difference.p if difference else None,
+    }
 
 
 def document(evaluation: Evaluation, against: str = BASE) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hub_merge.errors import EvaluationError
 from hub_merge.evaluate.losses import Loss
 
-__all__ = ["Difference", "Estimate", "Part", "compare", "mean_perplexity", "perplexity"]
+__all__ = ["Difference", "Estimate", "Part", "compare", "compare_means", "mean_perplexity", "perplexity"]
 
 Part: TypeAlias = Literal["answer", "text"]
 Float64: TypeAlias = NDArray[np.float64]
@@ -111,14 +111,49 @@ def compare(
         EvaluationError: The rows are not the same.
     """
     (nats, tokens), (others, counts) = _sums(losses, part), _sums(other, part)
-    if not np.array_equal(tokens, counts):
-        raise EvaluationError(
-            "The two were not measured on the same rows.", remedy="Evaluate both on the same data in the same format."
-        )
+    _require_same(tokens, counts)
     gaps = nats - others
     drawn = _draws(len(gaps), seed, resamples)
     low, high = _interval(_perplexities(drawn @ gaps, drawn @ tokens))
     return Difference(math.exp(gaps.sum() / tokens.sum()), low, high, _flipped(gaps, seed, resamples), len(gaps))
+
+
+def compare_means(
+    losses: Mapping[str, Sequence[Loss]],
+    others: Mapping[str, Sequence[Loss]],
+    part: Part = "answer",
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Difference:
+    """Compare the mean perplexities of two composites over the same domains, as ``compare`` does for one."""
+    seen, drawn, flipped, rows = [], [], [], 0
+    for place, domain in enumerate(losses):
+        (nats, tokens), (against, counts) = _sums(losses[domain], part), _sums(others[domain], part)
+        _require_same(tokens, counts)
+        draws = _draws(len(nats), seed + place, resamples)
+        kept = np.random.default_rng([seed + place, 1]).integers(0, 2, draws.shape)
+        pairs = np.stack([nats, against]), np.stack([draws @ nats, draws @ against])
+        seen.append(_perplexities(pairs[0].sum(1), tokens.sum()))
+        drawn.append(_perplexities(pairs[1], draws @ tokens))
+        exchanged = kept @ (nats - against)
+        flipped.append(_perplexities(np.stack([against.sum() + exchanged, nats.sum() - exchanged]), tokens.sum()))
+        rows += len(nats)
+    ratio, ratios, chances = (values[0] / values[1] for values in (np.mean(part, 0) for part in (seen, drawn, flipped)))
+    low, high = _interval(ratios)
+    return Difference(float(ratio), low, high, _share(np.abs(np.log(chances)), abs(math.log(ratio))), rows)
+
+
+def _share(values: Float64, seen: float) -> float:
+    """Return the share of ``values``, the one that was seen among them, that are as large as it."""
+    return float((1 + (values >= seen * (1 - 1e-12)).sum()) / (1 + len(values)))
+
+
+def _require_same(tokens: Float64, counts: Float64) -> None:
+    if not np.array_equal(tokens, counts):
+        raise EvaluationError(
+            "The two were not measured on the same rows.", remedy="Evaluate both on the same data in the same format."
+        )
 
 
 def _sums(losses: Sequence[Loss], part: Part) -> tuple[Float64, Float64]:
@@ -151,5 +186,4 @@ def _interval(values: Float64) -> tuple[float, float]:
 def _flipped(gaps: Float64, seed: int, resamples: int) -> float:
     """Return the share of sign flips of the rows' differences whose sum is as large as the one seen."""
     signs = np.random.default_rng([seed, 1]).choice([-1.0, 1.0], (resamples, len(gaps)))
-    larger = np.abs(signs @ gaps) >= abs(gaps.sum()) * (1 - 1e-12)
-    return float((1 + larger.sum()) / (1 + resamples))
+    return _share(np.abs(signs @ gaps), abs(gaps.sum()))

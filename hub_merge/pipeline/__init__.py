@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hub_merge.pipeline.documents import card_of
+    from hub_merge.pipeline.documents import add_measurements, card_of
     from hub_merge.pipeline.merging import compress, merge
     from hub_merge.pipeline.opening import followers
     from hub_merge.pipeline.publishing import is_open, push, push_folder, require_lawful
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hub_merge.pipeline.verifying import verify
 
 __all__ = [
+    "add_measurements",
     "advise_on_references",
     "card_of",
     "check_references",
@@ -44,6 +45,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "add_measurements": "documents",
     "advise_on_references": "references",
     "card_of": "documents",
     "check_references": "references",

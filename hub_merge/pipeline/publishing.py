@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
-from hub_merge.card import published_card, render_card, update_card
+from hub_merge.card import benchmark_files, published_card, render_card, update_card
 from hub_merge.errors import HubMergeError, PublishError
 from hub_merge.formats.peft import contained
 from hub_merge.hub import Hub, Reference
@@ -73,7 +73,11 @@ def push_folder(
         hub=hub,
         files=files,
         private=private,
-        texts=lambda full_id, published: {**added, **_card_to_publish(folder, record, full_id, published)},
+        texts=lambda full_id, published: {
+            **added,
+            **benchmark_files(record),
+            **_card_to_publish(folder, record, full_id, published),
+        },
         **asked,
     )
 
@@ -85,7 +89,9 @@ def _with_base(record: MergeRecord, folder: Path, hub: Hub) -> tuple[MergeRecord
     base = base_origin(record.base_model, hub)
     if base is None:
         return record, {}
-    record = replace(record, base_license=base.license, base_license_details=base.license_details)
+    record = replace(
+        record, base_license=base.license, base_license_details=base.license_details, base_commit=base.commit
+    )
     carried = carried_texts(record, base, [Origin()] * len(record.parents))
     kept = {name: contained(folder, name) for name in carried_names(record)}
     there = {name: path.read_text(encoding="utf-8") for name, path in kept.items() if path.is_file()}
