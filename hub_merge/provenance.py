@@ -18,6 +18,7 @@ from hub_merge.formats.output import FileFormat
 from hub_merge.formats.peft import contained
 from hub_merge.formats.strict_json import read_bounded
 from hub_merge.layout import RECORD_FILE
+from hub_merge.mixtures import digest_of
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
 from hub_merge.scores import Scores
@@ -55,6 +56,7 @@ def build_record(
         seed=composite.seed,
         allow=composite.allow,
         extras=beside.policy,
+        mixtures=None if composite.mixtures is None else digest_of(composite.mixtures),
     )
     return MergeRecord(
         recipe=recipe,
@@ -77,6 +79,7 @@ def build_record(
         scores=scores.to_dict(modules=False),
         proof=proof.to_dict(),
         versions={name: version(name) for name in ("hub-merge", "numpy", "ml_dtypes")},
+        tuning=composite.tuning,
     )
 
 

@@ -53,7 +53,7 @@ EVERY_MODULE = "*"
 REFUSE = "refuse"
 """What happens to tensors beside the factors as long as nobody decides."""
 
-FIELDS = "merge_method base_model models parameters profile dtype seed allow extras".split()
+FIELDS = "merge_method base_model models parameters profile dtype seed allow extras mixtures".split()
 """What a recipe may say at its top."""
 
 
@@ -132,6 +132,7 @@ class Recipe:
         seed: Seed of every random choice.
         allow: Codes of the findings that the user accepted.
         extras: What becomes of tensors beside the factors: ``refuse``, ``keep:NAME``, ``average`` or ``drop``.
+        mixtures: sha256 of the file of mixtures beside the recipe, for a method that takes some.
     """
 
     merge_method: str
@@ -145,6 +146,7 @@ class Recipe:
     seed: int = 0
     allow: tuple[str, ...] = ()
     extras: str = REFUSE
+    mixtures: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in the shape of its YAML."""
@@ -167,6 +169,7 @@ class Recipe:
             "seed": self.seed,
             "allow": list(self.allow),
             "extras": None if self.extras == REFUSE else self.extras,
+            "mixtures": self.mixtures,
         }
         return {key: value for key, value in asked.items() if value not in (None, {}, [])}
 
@@ -215,6 +218,7 @@ class Recipe:
             seed=_integer(content.get("seed", 0), "seed", at_least=0),
             allow=tuple(_text(code, "allow") for code in _list(content.get("allow"), "allow")),
             extras=_text(content.get("extras", REFUSE), "extras"),
+            mixtures=None if content.get("mixtures") is None else _text(content["mixtures"], "mixtures"),
         )
 
 
@@ -410,6 +414,7 @@ class MergeRecord:
         proof: What re-reading the written file showed (``proof.Proof.to_dict``).
         versions: Versions of this package and of the libraries that shaped the bytes.
         base_license_details: Where the base's licence is stated, and its licence files.
+        tuning: How the merge was chosen by measurement, and what that showed; ``None`` if it was not.
     """
 
     recipe: Recipe
@@ -422,6 +427,7 @@ class MergeRecord:
     proof: Mapping[str, Any]
     versions: Mapping[str, str]
     base_license_details: LicenseDetails = field(default_factory=LicenseDetails)
+    tuning: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """Return the record as JSON; the same record gives the same bytes."""
@@ -437,6 +443,7 @@ class MergeRecord:
             "scores": self.scores,
             "proof": self.proof,
             "versions": self.versions,
+            **({"tuning": self.tuning} if self.tuning else {}),
         }
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -473,6 +480,7 @@ class MergeRecord:
                 scores=content["scores"],
                 proof=content["proof"],
                 versions=content["versions"],
+                tuning=_mapping(content.get("tuning"), "tuning") or None,
                 base_license_details=_license_details(content, "base_license_details"),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -18,7 +18,7 @@ bases budgets choice findings frontmatter ranks
 adapter recipe parallel staging
 gram
 clustering elementwise lowrank spectra formats hub
-coordinates lineage materialize outliers scores
+coordinates lineage materialize mixtures outliers scores
 methods
 compat licenses extras
 advise composite sources base_weights
@@ -28,6 +28,7 @@ pipeline
 bulk fusion
 extraction
 evaluate
+tune
 zoo
 cli
 __init__ __main__

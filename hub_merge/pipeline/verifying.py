@@ -8,7 +8,7 @@ from pathlib import Path
 from hub_merge.errors import HubMergeError
 from hub_merge.hub import Hub
 from hub_merge.pipeline.progress import Progress, counter, silent
-from hub_merge.pipeline.recipes import carry_out, converted_parents, finder
+from hub_merge.pipeline.recipes import carry_out, converted_parents, finder, mixtures_of
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import read_record, reopen, require_files
 from hub_merge.sources import open_adapter
@@ -42,5 +42,5 @@ def verify(
     local = [open_adapter(Path(parent), hub=hub) for parent in parents if Path(parent).name not in bases]
     found = [reopen(parent, local, hub) for parent in record.parents]
     adapters = converted_parents(record.recipe, found, hub, finder(parents), progress)
-    asked = carry_out(record.recipe, adapters)
+    asked = carry_out(record.recipe, adapters, mixtures=mixtures_of(record.recipe, folder))
     return prove(folder, written, asked, counter("prove", len(asked.modules), progress))
