@@ -296,8 +296,7 @@ def test_mixtures_of_other_adapters_are_refused(folder: Path) -> None:
 
 
 def run(folder: Path, *arguments: str) -> Result:
-    found = CliRunner().invoke(cli, ["merge", *(str(folder / name) for name in NAMES), *arguments])
-    return found
+    return CliRunner().invoke(cli, ["merge", *(str(folder / name) for name in NAMES), *arguments])
 
 
 def test_a_tuned_composite_is_proved_verified_and_made_again_from_its_recipe(folder: Path, tmp_path: Path) -> None:
