@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -17,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import geometry
 from study import METHODS, Subject, found_in, subjects
 
-from hub_merge import score
+from hub_merge.bases import read_base
 from hub_merge.evaluate import (
     Evaluation,
     LanguageModel,
@@ -40,10 +42,11 @@ PACKAGES = ("hub-merge", "numpy", "torch", "transformers", "peft")
 def main() -> None:
     """Measure, and write the results."""
     options = arguments()
-    asked = list(subjects(found_in(options.adapters)))
+    named = re.compile(options.only)
+    asked = [subject for subject in subjects(found_in(options.adapters)) if named.fullmatch(subject.name)]
     sets = {
         name: read_questions(options.data / name / "test.jsonl", name=name, limit=options.rows)
-        for name in asked[0].domains
+        for name in sorted({name for subject in asked for name in subject.domains})
     }
     model = LanguageModel.load(options.weights or options.base, dtype=options.dtype, most_tokens=options.most_tokens)
     losses = {}
@@ -51,14 +54,15 @@ def main() -> None:
         everywhere = subject.kind in ("base", "single")
         chosen = [entry for name, entry in sets.items() if everywhere or name in subject.domains]
         losses[subject.name] = measured(model, subject, chosen, options.journal)
+    begun = geometry.starts(model.model, sorted({seed for subject in asked for seed in subject.seeds}))
     results = {
-        "base": options.base,
+        "base": read_base(options.base).label,
         "dtype": model.dtype,
         "most_tokens": model.most_tokens,
         "rows": {name: len(entry.questions) for name, entry in sets.items()},
         "versions": {name: version(name) for name in PACKAGES},
         "subjects": [described(subject, losses) for subject in asked],
-        "geometry": [geometry(subject) for subject in asked if subject.kind == "sum"],
+        "geometry": [geometry.described(subject, begun) for subject in asked if subject.kind == "sum"],
     }
     options.output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
@@ -70,6 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="Folder with a folder a domain.")
     parser.add_argument("--base", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="Hub id, also gpt2.")
     parser.add_argument("--weights", type=Path, help="GGUF file to read the base from.")
+    parser.add_argument("--only", default=".*", help="Regular expression of the names to measure.")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rows", type=int, help="Rows a domain; all by default.")
     parser.add_argument("--most-tokens", type=int, help="Longer texts are cut; none by default.")
@@ -121,12 +126,6 @@ def compared_with(subject: Subject, names: Mapping[str, Any]) -> list[str]:
         name for name in names if " " not in name and set(name.partition("_s")[0].split("_")) == set(subject.domains)
     ]
     return ["base", *(parent.name for parent in subject.parents), *baselines]
-
-
-def geometry(subject: Subject) -> dict[str, Any]:
-    """Return what the factors alone tell of a sum."""
-    scores = score(subject.parents)
-    return {"name": subject.name, "domains": subject.domains, "seeds": subject.seeds, **scores.to_dict(modules=False)}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup, set_seed
 
+from hub_merge.bases import read_base
+
 TARGETS = {"gpt2": ["c_attn", "c_proj"], "llama": ["q_proj", "k_proj", "v_proj", "o_proj"]}
 """Adapted modules by type of model. GPT-2's are those of arXiv 2508.11985; its c_proj is in attention and MLP."""
 
@@ -114,9 +116,10 @@ def fit(model: Any, rows: Sequence[list[int]], epochs: int, rng: random.Random) 
 
 def write(model: Any, options: argparse.Namespace, rows: Sequence[list[int]], log: Sequence[dict[str, float]]) -> None:
     """Write the adapter under the Hub id of its base, and what it was trained with."""
-    model.peft_config["default"].base_model_name_or_path = options.base
+    model.peft_config["default"].base_model_name_or_path = read_base(options.base).label
     model.save_pretrained(options.output, save_embedding_layers=False)
-    recipe = {name: getattr(options, name) for name in ("base", "domains", "seed", "rows", "epochs")}
+    recipe = {"base": read_base(options.base).label}
+    recipe |= {name: getattr(options, name) for name in ("domains", "seed", "rows", "epochs")}
     recipe |= {"rank": RANK, "alpha": ALPHA, "batch": BATCH, "most_tokens": MOST_TOKENS, "rate": RATE}
     report = {"recipe": recipe, "tokens": options.epochs * sum(map(len, rows)), "log": list(log)}
     (options.output / "train_log.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

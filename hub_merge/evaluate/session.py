@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from hub_merge.adapter import Adapter
+from hub_merge.adapter import Adapter, unique_names
 from hub_merge.bases import read_base
 from hub_merge.errors import EvaluationError
 from hub_merge.evaluate.results import BASE
 from hub_merge.evaluate.wearing import Wearable
 from hub_merge.hub import Hub
 from hub_merge.pipeline import merge
-from hub_merge.sources import open_adapter, unique_names
+from hub_merge.sources import open_adapter
 
 __all__ = ["Lineup", "line_up", "stated_base"]
 
