@@ -14,6 +14,7 @@ from hub_merge.formats.output import get_format
 from hub_merge.formats.tensors import dtype_named
 from hub_merge.layout import CARD_FILE, OWN_CONTENT, RECORD_FILE
 from hub_merge.licenses import verdict_of
+from hub_merge.mixtures import write_mixtures
 from hub_merge.notices import carried_texts, notice_texts, write_texts
 from hub_merge.pipeline.documents import document, keep_words
 from hub_merge.pipeline.merging import merge
@@ -76,6 +77,8 @@ def save(
             rank=composite.uniform_rank,
             progress=counter("write", total, progress),
         )
+        if composite.mixtures is not None:
+            write_mixtures(composite.mixtures, stage)
         written = open_adapter_files(stage, choose(target.files), name=composite.name, origin=Origin(folder=stage))
         scoring = Scoring(composite.parents, composite.weights)
         proof = prove(stage, written, composite, counter("prove", total, progress), scoring)

@@ -12,6 +12,7 @@ import click
 from hub_merge.cli.framework import command
 from hub_merge.cli.options import allow_option, client, output_options, pickle_option, token_option
 from hub_merge.cli.output import Output
+from hub_merge.cli.questions import ANSWER, PROMPT, question_sets
 from hub_merge.errors import OutputExists
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["eval"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-PROMPT, ANSWER = "Question: {question}\\nAnswer: ", "{answer}"
 
 
 @command(
@@ -97,7 +97,7 @@ def eval(
         raise OutputExists(f"{asked['output']} exists already.", remedy="Name another file, or pass --force.")
     if not asked["data"] and not tasks:
         raise click.UsageError("There is nothing to measure on. Give --data FILE, or --tasks NAMES.")
-    sets = _sets(limit=limit, **{name: asked.pop(name) for name in ("data", "split", "prompt", "answer")})
+    sets = question_sets(limit=limit, **{name: asked.pop(name) for name in ("data", "split", "prompt", "answer")})
     hub = client(out, token, allow_pickle=allow_pickle)
     lineup = line_up(adapters, hub=hub, base=base, methods=methods, rank=rank, allow=allow, progress=out.progress())
     if asked["against"] not in lineup.composites:
@@ -138,23 +138,6 @@ def _keep(
     for name, subject in ((composite, ""), (BASE, BASE)):
         found = [*results.get(name, ()), *map(Measurement.from_dict, tasks.get(name, ()))]
         add_measurements(folder, [replace(entry, subject=subject) for entry in found])
-
-
-def _sets(data: tuple[str, ...], split: str, prompt: str, answer: str, limit: int | None) -> list[QuestionSet]:
-    """Return what ``--data`` names; ``\\n`` in a format is a new line."""
-    from hub_merge.evaluate import QuestionFormat, read_questions
-
-    form = QuestionFormat(*(text.replace("\\n", "\n") for text in (prompt, answer)))
-    found = []
-    for entry in data:
-        name, equals, source = entry.partition("=")
-        whole = not equals or Path(entry).is_file()
-        found.append(
-            read_questions(
-                entry if whole else source, name=None if whole else name, split=split, limit=limit, format=form
-            )
-        )
-    return found
 
 
 def _perplexities(
