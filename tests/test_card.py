@@ -29,7 +29,7 @@ from hub_merge.card import (
 )
 from hub_merge.errors import HubMergeError, RecipeError
 from hub_merge.frontmatter import LicenseDetails
-from hub_merge.licenses import TERMS
+from hub_merge.licenses import TERMS, verdict_of
 from hub_merge.measurements import Measurement
 from hub_merge.privacy import scrub
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source
@@ -297,7 +297,7 @@ def test_a_composite_that_may_not_be_shared_says_so() -> None:
 
 
 def test_the_list_of_licences_says_what_the_card_says() -> None:
-    listed = render_licenses(replace(RECORD, base_license="llama3.1"))
+    listed = render_licenses(verdict_of(replace(RECORD, base_license="llama3.1")))
     assert listed.startswith("# Licences\n\n| Source |") and "not legal advice" in listed
     assert listed.removeprefix("# Licences\n\n") in render_card(replace(RECORD, base_license="llama3.1"))
 

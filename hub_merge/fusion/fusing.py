@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from hub_merge.fusion.proof import FusionProof, prove_fusion
 from hub_merge.fusion.record import BaseModel, FusionRecord, is_fused, read_fusion
 from hub_merge.hub import Hub
 from hub_merge.layout import CARD_FILE, RECORD_FILE
+from hub_merge.licenses import terms_files
+from hub_merge.notices import FUSED, notice_texts, write_texts
 from hub_merge.parallel import map_modules
 from hub_merge.pipeline import followers, is_open, require_lawful, save
 from hub_merge.provenance import parent_of, read_record
@@ -87,7 +89,7 @@ def fuse(
         plan = plan_fold(model, opened)
         with staged(output, force, _own_files(output)) as stage:
             proof = _write(plan, stage, progress)
-            record = _record(plan, stage, proof, cautions)
+            record = _with_notices(_record(plan, stage, proof, cautions), stage)
             _document(record, stage, output / CARD_FILE if is_fused(output) else None)
     return record
 
@@ -214,6 +216,15 @@ def _record(plan: Plan, stage: Path, proof: FusionProof, cautions: list[str]) ->
         proof=proof.to_dict(),
         versions={package: version(package) for package in ("hub-merge", "numpy", "ml_dtypes")},
     )
+
+
+def _with_notices(record: FusionRecord, stage: Path) -> FusionRecord:
+    """Write what the licences of the sources prescribe beside the model, and return the record with these files."""
+    texts = notice_texts(record.license, terms_files(stage), FUSED)
+    write_texts(stage, texts)
+    files = {str(file["name"]): file for file in record.output["files"]}
+    files |= {name: asdict(file_digest(stage / name)) for name in texts}
+    return replace(record, output={**record.output, "files": [files[name] for name in sorted(files)]})
 
 
 def _merge_record(adapter: Adapter) -> MergeRecord | None:

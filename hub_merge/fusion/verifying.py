@@ -16,7 +16,7 @@ from hub_merge.fusion.folding import Plan, plan_fold
 from hub_merge.fusion.proof import FusionProof, prove_fusion
 from hub_merge.fusion.record import BaseModel, FusionRecord, is_fused, read_fusion
 from hub_merge.hub import Hub, parse_reference
-from hub_merge.layout import CONFIG_FILE, RECORD_FILE
+from hub_merge.layout import CONFIG_FILE, NOTICE_FILE, RECORD_FILE
 from hub_merge.parallel import map_modules
 from hub_merge.pipeline import verify as verify_composite
 from hub_merge.pipeline.progress import Progress, counter, silent
@@ -138,7 +138,7 @@ def _companions(plan: Plan, record: FusionRecord, folder: Path) -> list[Differen
     """Return which of the files beside the weights are not those of the base."""
     ours = {str(file["name"]): file["sha256"] for file in record.output["files"]}
     base = {str(file["name"]): file["sha256"] for file in record.base.files}
-    rewritten = {*plan.shards, *([MODEL_CONFIG] if plan.config is not None else [])}
+    rewritten = {*plan.shards, NOTICE_FILE, *([MODEL_CONFIG] if plan.config is not None else [])}
     differing = [name for name in sorted(ours.keys() & base.keys() - rewritten) if ours[name] != base[name]]
     if plan.config is not None and _json(folder / MODEL_CONFIG) != plan.config:
         differing.append(MODEL_CONFIG)

@@ -95,7 +95,7 @@ def _with_base(record: MergeRecord, folder: Path, hub: Hub) -> tuple[MergeRecord
     carried = carried_texts(record, base, [Origin()] * len(record.parents))
     kept = {name: contained(folder, name) for name in carried_names(record)}
     there = {name: path.read_text(encoding="utf-8") for name, path in kept.items() if path.is_file()}
-    return record, {**carried, **notice_texts(record, {**there, **carried}), RECORD_FILE: record.to_json()}
+    return record, {**carried, **notice_texts(verdict_of(record), {**there, **carried}), RECORD_FILE: record.to_json()}
 
 
 def require_lawful(verdict: LicenseVerdict, repo_id: str, *, accept_unknown: bool) -> None:

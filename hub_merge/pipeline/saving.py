@@ -13,6 +13,8 @@ from hub_merge.formats.opening import open_adapter_files
 from hub_merge.formats.output import get_format
 from hub_merge.formats.tensors import dtype_named
 from hub_merge.layout import CARD_FILE, OWN_CONTENT, RECORD_FILE
+from hub_merge.licenses import verdict_of
+from hub_merge.mixtures import write_mixtures
 from hub_merge.notices import carried_texts, notice_texts, write_texts
 from hub_merge.pipeline.documents import document, keep_words
 from hub_merge.pipeline.merging import merge
@@ -91,6 +93,8 @@ def write_composite(
             rank=composite.uniform_rank,
             progress=counter("write", total, progress),
         )
+        if composite.mixtures is not None:
+            write_mixtures(composite.mixtures, stage)
         written = open_adapter_files(stage, choose(target.files), name=composite.name, origin=Origin(folder=stage))
         scoring = Scoring(composite.parents, composite.weights)
         proof = prove(stage, written, composite, counter("prove", total, progress), scoring)
@@ -99,7 +103,7 @@ def write_composite(
         record = build_record(composite, stage, scores, proof, base, target)
         document(record, stage, scores if picture else None)
         carried = carried_texts(record, base, [parent.origin for parent in composite.parents])
-        write_texts(stage, {**carried, **notice_texts(record, carried)})
+        write_texts(stage, {**carried, **notice_texts(verdict_of(record), carried)})
         if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
             keep_words(folder / CARD_FILE, stage / CARD_FILE)
         return read_record(stage)

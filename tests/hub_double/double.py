@@ -131,6 +131,10 @@ class HubDouble:
         """The repository itself; its settings (``private``, ``gated``, ...) may be changed at any time."""
         return self._state.repos[repo_type, repo_id]
 
+    def repos(self) -> list[Repo]:
+        """Every repository."""
+        return list(self._state.repos.values())
+
     def commits(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> list[Commit]:
         """Commits of a branch, newest first."""
         repo = self.repo(repo_id, repo_type)
