@@ -34,6 +34,7 @@ extraction
 evaluate
 tune
 zoo
+studio
 cli
 __init__ __main__
 """.strip().splitlines()

@@ -17,6 +17,7 @@ COMMANDS = {
     "models": ("fuse", "extract"),
     "measure": ("eval",),
     "publish": ("card", "push"),
+    "ui": ("ui",),
     "methods": ("methods",),
 }
 """The commands of each module in ``hub_merge.cli.commands``."""
