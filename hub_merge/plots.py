@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["heat_map"]
+__all__ = ["heat_map", "write_picture"]
 
 METADATA: Mapping[str, Mapping[str, None]] = {
     ".png": {"Software": None},
@@ -54,6 +54,15 @@ def heat_map(scores: Scores, path: Path) -> None:
     Raises:
         HubMergeError: matplotlib is not installed, or the suffix is another one.
     """
+    write_picture(path, lambda figure: _draw(scores, figure))
+
+
+def write_picture(path: Path, draw: Callable[[Figure], None]) -> None:
+    """Write what ``draw`` draws to ``path``; the same drawing gives the same bytes.
+
+    Raises:
+        HubMergeError: matplotlib is not installed, or the suffix is none of ``METADATA``.
+    """
     suffix = path.suffix.lower()
     if suffix not in METADATA:
         raise HubMergeError(f"Pictures cannot be written as {path.name}.", remedy="End the name in .png, .svg or .pdf.")
@@ -65,7 +74,7 @@ def heat_map(scores: Scores, path: Path) -> None:
     picture = BytesIO()
     with ONE_AT_A_TIME, style.context(["default", {"svg.hashsalt": "hub-merge"}]), catch_warnings(action="ignore"):
         figure = Figure(facecolor="white")
-        _draw(scores, figure)
+        draw(figure)
         figure.savefig(picture, format=suffix[1:], dpi=200, metadata=dict(METADATA[suffix]))
     path.write_bytes(picture.getvalue())
 

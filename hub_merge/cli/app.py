@@ -15,6 +15,7 @@ COMMANDS = {
     "merge": ("merge", "compress", "convert", "verify"),
     "models": ("fuse", "extract"),
     "publish": ("card", "push"),
+    "zoo": ("zoo",),
     "methods": ("methods",),
 }
 """The commands of each module in ``hub_merge.cli.commands``."""

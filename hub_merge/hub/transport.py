@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["PATIENCE", "retried", "time_limit", "wait_asked_for"]
+__all__ = ["PATIENCE", "Gate", "retried", "time_limit", "wait_asked_for"]
 
 Answer = TypeVar("Answer")
 
@@ -28,6 +28,17 @@ PATIENCE = 60.0
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 8.0
 TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class Gate(Protocol):
+    """Lets requests of several workers through one at a time, and none while the Hub asks for a pause."""
+
+    def take(self) -> float:
+        """Return the seconds to wait before the next request."""
+
+    def close(self, seconds: float) -> None:
+        """Let no request begin for so long."""
+
 
 _limit: ContextVar[float | None] = ContextVar("hub_merge_time_limit", default=None)
 
@@ -66,11 +77,13 @@ def wait_asked_for(response: httpx2.Response) -> float | None:
     return float(seconds) if seconds.isdecimal() else None
 
 
-def retried(call: Callable[[], Answer], *, timeout: float, retries: int, patience: float = PATIENCE) -> Answer:
+def retried(
+    call: Callable[[], Answer], *, timeout: float, retries: int, patience: float = PATIENCE, gate: Gate | None = None
+) -> Answer:
     """Return what ``call`` returns; try again after errors that pass.
 
     Pauses grow exponentially, with jitter, unless the server names a wait. No attempt is started when ``patience``
-    seconds would be exceeded.
+    seconds would be exceeded. With a ``gate``, each attempt waits for its turn, and a limit of the rate stops all.
     """
     from httpx2 import NetworkError, RemoteProtocolError, TimeoutException
     from huggingface_hub.errors import HfHubHTTPError
@@ -79,6 +92,8 @@ def retried(call: Callable[[], Answer], *, timeout: float, retries: int, patienc
     attempt = 0
     while True:
         try:
+            if gate is not None:
+                time.sleep(gate.take())
             with time_limit(timeout):
                 return call()
         except (HfHubHTTPError, TimeoutException, NetworkError, RemoteProtocolError) as error:
@@ -88,6 +103,8 @@ def retried(call: Callable[[], Answer], *, timeout: float, retries: int, patienc
             pause = _pause(response, attempt)
             if time.monotonic() - started + pause > patience:
                 raise
+            if gate is not None and response is not None and response.status_code == 429:
+                gate.close(pause)
         time.sleep(pause)
         attempt += 1
 

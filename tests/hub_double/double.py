@@ -121,6 +121,15 @@ class HubDouble:
             new = {path: self._state.file(path, content) for path, content in files.items()}
             return repo.add_commit(MAIN, {**repo.head.files, **new}, title, author or repo.namespace).oid
 
+    @property
+    def page_size(self) -> int:
+        """Most entries on one page of any listing."""
+        return self._state.page_size
+
+    @page_size.setter
+    def page_size(self, size: int) -> None:
+        self._state.page_size = size
+
     def repo(self, repo_id: str, repo_type: str = "model") -> Repo:
         """The repository itself; its settings (``private``, ``gated``, ...) may be changed at any time."""
         return self._state.repos[repo_type, repo_id]
