@@ -21,6 +21,8 @@ from tests.zoos import BASE, adapter_files, fill, gpt2_factors
 @pytest.fixture
 def hub(hub_lfs: HubDouble, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubDouble:
     monkeypatch.setattr(constants, "ENDPOINT", hub_lfs.endpoint)
+    template = hub_lfs.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setenv("HF_TOKEN", hub_lfs.token("alice"))
     monkeypatch.chdir(tmp_path)
     return hub_lfs

@@ -16,14 +16,19 @@ from numpy.typing import NDArray
 
 from hub_merge.errors import MergeError
 from hub_merge.licenses import Licensed, united
+from hub_merge.parallel import map_modules
 from hub_merge.zoo.entries import Entry
 from hub_merge.zoo.loaded import Loaded
 from hub_merge.zoo.sketch import deviation
 
 __all__ = ["Exact", "Match", "Relation", "complement", "far", "fit_together", "near", "reranked"]
 
+WORKERS = 4
+"""Adapters that are pulled for an exact cosine at once."""
 SHORTLIST = 512
 """Adapters that are looked at by their whole sketches, after all were looked at by folded ones."""
+RERANKED = 20
+"""Least number of candidates that exact cosines are computed for."""
 APART = 3.0
 """Standard deviations of an estimate from 0 up to which two deltas may be orthogonal."""
 ONE_START = 0.3
@@ -88,7 +93,7 @@ def near(zoo: Loaded, asked: Entry, *, limit: int = 10, exact: Exact | None = No
     order = np.argsort(-np.abs(zoo.glance(_known(asked))[rows]))
     matches = _matches(zoo, asked, rows[order[: max(SHORTLIST, limit)]])
     matches.sort(key=lambda match: (-abs(match.estimate), match.entry.key))
-    return reranked(matches[: 2 * limit], exact, lambda match: -abs(match.best))[:limit]
+    return reranked(matches[: max(RERANKED, 2 * limit)], exact, lambda match: -abs(match.best))[:limit]
 
 
 def far(zoo: Loaded, asked: Entry, *, limit: int = 10, exact: Exact | None = None) -> list[Match]:
@@ -103,7 +108,7 @@ def far(zoo: Loaded, asked: Entry, *, limit: int = 10, exact: Exact | None = Non
     unlike = _by_norm(zoo, unlike, np.sort(_told_apart(glances), kind="stable"))
     matches = _matches(zoo, asked, unlike[: max(SHORTLIST, limit)])
     matches.sort(key=lambda match: (_steps(match.estimate), -match.norm_ratio, match.entry.key))
-    return reranked(matches[: 2 * limit], exact, lambda match: abs(match.best))[:limit]
+    return reranked(matches[: max(RERANKED, 2 * limit)], exact, lambda match: abs(match.best))[:limit]
 
 
 def complement(
@@ -122,7 +127,7 @@ def complement(
     matches = _matches(zoo, asked, rows[np.argsort(-values)[: max(SHORTLIST, limit)]])
     valued = [_valued(match) for match in matches]
     valued.sort(key=lambda match: (-(match.value or 0), -match.entry.downloads, match.entry.key))
-    exactly = reranked(valued[: 2 * limit], exact, lambda match: 0.0)
+    exactly = reranked(valued[: max(RERANKED, 2 * limit)], exact, lambda match: 0.0)
     return sorted(map(_valued, exactly), key=lambda match: -(match.value or 0))[:limit]
 
 
@@ -131,8 +136,8 @@ def reranked(matches: Sequence[Match], exact: Exact | None, order: Callable[[Mat
     if exact is None:
         return list(matches)
     known = []
-    for match in matches:
-        cosine = exact(match.entry)
+    cosines = map_modules(exact, [match.entry for match in matches], WORKERS)
+    for match, cosine in zip(matches, cosines, strict=True):
         relation = match.relation if cosine is None else _relation(match, cosine, 0.0)
         known.append(replace(match, cosine=cosine, relation=relation))
     return sorted(known, key=order)
