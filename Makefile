@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test style quality bench clean
+.PHONY: demo test style quality bench torture docs lowest newest wheel clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python examples/demo.py
@@ -25,8 +25,37 @@ quality: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
 
+torture: $(VENV)/.dev
+	$(BIN)/python -m tests.torture
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m docs.page
+
+# The tests of the core alone: with the lowest and the newest versions that pyproject.toml allows, and from the wheel.
+
+lowest:
+	$(PYTHON) -m venv --clear $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints/lowest.txt --editable '.[test]'
+	$(VENV)-lowest/bin/python -m pytest
+
+newest:
+	$(PYTHON) -m venv --clear $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --editable '.[test]'
+	$(VENV)-newest/bin/python -m pytest
+
+wheel:
+	rm -rf dist
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet build
+	$(VENV)-wheel/bin/python -m build --outdir dist
+	$(PYTHON) -m venv --clear $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip install --quiet "$$(ls dist/*.whl)[test]"
+	mkdir dist/source && tar -xzf dist/*.tar.gz -C dist/source --strip-components 1
+	rm -r dist/source/hub_merge
+	cd dist/source && $(abspath $(VENV)-wheel)/bin/python -m pytest
+
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-wheel demo build dist
 
 $(VENV)/.venv:
 	$(PYTHON) -m venv $(VENV)

@@ -18,7 +18,7 @@ def main() -> None:
     """Measure the parts that are asked for; the report has the earlier figures of the others."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--runs", type=int, default=5, help="turns that count (default: %(default)s)")
+    parser.add_argument("--runs", type=int, default=3, help="turns that count (default: %(default)s)")
     asked = parser.parse_args()
     if unknown := set(asked.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")

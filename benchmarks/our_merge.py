@@ -10,11 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.processes import stopwatch
+from benchmarks.stopwatch import stopwatch
 from hub_merge.adapter import Origin
 from hub_merge.formats.peft import open_folder, write_folder
 from hub_merge.pipeline import merge
-from hub_merge.scores import score
 
 
 def main() -> None:
@@ -38,6 +37,8 @@ def _prepared(name: str, folders: Sequence[Path], output: Path, settings: dict[s
         return partial(_copy, folders, output)
     adapters = [open_folder(folder, name=folder.name, origin=Origin(folder=folder)) for folder in folders]
     if name == "score":
+        from hub_merge.scores import score  # a merge does without
+
         return partial(score, adapters, **settings)
     composite = merge(adapters, name, **settings)
     return partial(

@@ -16,7 +16,7 @@ __all__ = ["COMBINATIONS", "EXTRAPOLATED", "INTERPRETER", "PARTS", "SIZES", "Wor
 
 INTERPRETER = "`import numpy`"
 EXTRAPOLATED = ", extrapolated from one layer"
-SLOW_RUNS = 2
+SLOW_RUNS = 1
 """Most turns for what takes PEFT long."""
 
 PRUNED = {"density": 0.5}

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.processes import stopwatch
+from benchmarks.stopwatch import stopwatch
 
 
 def main() -> None:

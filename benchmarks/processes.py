@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-__all__ = ["OUTPUT", "Command", "Cost", "interleaved", "stopwatch"]
+__all__ = ["OUTPUT", "Command", "Cost", "interleaved"]
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -62,15 +62,6 @@ class Cost:
         )
 
 
-@contextmanager
-def stopwatch() -> Iterator[dict[str, float]]:
-    """Time the body; the dictionary has the seconds when it is over."""
-    took: dict[str, float] = {}
-    cpu, wall = time.process_time(), time.perf_counter()
-    yield took
-    took.update(work_cpu=time.process_time() - cpu, work_wall=time.perf_counter() - wall)
-
-
 def interleaved(commands: Mapping[str, Command], runs: int) -> dict[str, Cost]:
     """Return the median cost of each command; they take turns.
 
@@ -103,6 +94,7 @@ def _median(costs: Sequence[Cost]) -> Cost:
 def _run(command: Command, output: Path, *, watched: bool) -> Cost:
     arguments = [str(output) if argument == OUTPUT else argument for argument in command.arguments]
     environment = {**os.environ, **ONE_THREAD, "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed packages are compiled, a clone is by its first turn
     with tempfile.TemporaryFile("w+", encoding="utf-8") as told:
         with _on_cores(command.cores):
             start = time.perf_counter()

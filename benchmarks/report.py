@@ -22,8 +22,9 @@ INTRODUCTION = """# Benchmarks
 
 `make bench` measures and writes this page; `python -m benchmarks gpt2` only a part of it. Every row is a process of its
 own with one BLAS thread, held to one core unless it says two, started by turns with the others. Times are medians; the
-first turn warms the page cache and is watched for memory instead. Adapters are random, of the named model's shapes;
-those of the Llamas have rank 16 on all linear modules, in bfloat16.
+first turn warms the page cache, leaves compiled bytecode and is watched for memory instead. Of what takes PEFT long one
+turn counts: its other combinations on GPT-2, `cat` of the 8B, `svd` of one layer; of that of the 8B the first. Adapters
+are random, of the named model's shapes; those of the Llamas have rank 16 on all linear modules, in bfloat16.
 
 - **merge**: open, check, read, merge, write, which is what PEFT's rows do too, but for the check. *Work* is reading,
   merging and writing alone.

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from hub_merge.errors import HubMergeError, IncompatibleAdapters
     from hub_merge.extraction import Extraction, extract
     from hub_merge.findings import Finding, Report
-    from hub_merge.fusion import FusionRecord, fuse
+    from hub_merge.fusion import FusionRecord, fuse, verify
     from hub_merge.hub import Hub
     from hub_merge.methods import list_methods, merge_method
-    from hub_merge.pipeline import compress, merge, run, verify
+    from hub_merge.pipeline import compress, merge, run
     from hub_merge.recipe import MergeRecord, Recipe
     from hub_merge.scores import Scores, score
 
@@ -70,7 +70,7 @@ _HOME = {
     "run": "pipeline",
     "score": "scores",
     "search": "pipeline",
-    "verify": "pipeline",
+    "verify": "fusion",
 }
 """Where each public name lives; imported when it is first used, so that ``import hub_merge`` costs nothing."""
 

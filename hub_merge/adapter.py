@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -29,6 +30,7 @@ __all__ = [
     "ModuleSpec",
     "Origin",
     "Tensor",
+    "unique_names",
 ]
 
 Array: TypeAlias = NDArray[np.floating[Any]]
@@ -333,3 +335,13 @@ class Adapter:
         from hub_merge.pipeline import push
 
         return push(self, repo_id, token=token, private=private, create_pr=create_pr, commit_message=commit_message)
+
+
+def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters with names that tell them apart: ``math``, ``math-2``."""
+    names = [adapter.name for adapter in adapters]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            numbered = (f"{name}-{number}" for number in count(2))
+            names[place] = next(free for free in numbered if free not in names)
+    return [a if a.name == name else a.renamed(name) for a, name in zip(adapters, names, strict=True)]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from hub_merge.errors import AdapterFormatError, AdapterNotFound
-from hub_merge.layout import CONFIG_FILE, DIFFUSERS_FILE, INDEX_FILE, KOHYA_FILE, MLX_FILE
+from hub_merge.errors import AdapterFormatError, AdapterNotFound, UnsupportedAdapter
+from hub_merge.layout import CONFIG_FILE, DIFFUSERS_FILE, INDEX_FILE, KOHYA_FILE, MLX_FILE, WEIGHTS_FILE
 
-__all__ = ["FULL_MODELS", "PICKLED_WEIGHTS", "PICKLES", "Choice", "all_shards", "choose"]
+__all__ = ["FULL_MODELS", "PICKLED_WEIGHTS", "PICKLES", "Choice", "choose", "peft_weights", "pickled"]
 
 FULL_MODELS = ("model*.safetensors", "diffusion_pytorch_model*.safetensors", "consolidated*.safetensors")
 """Weights of a full model, whatever is beside them."""
@@ -83,7 +83,36 @@ def _candidates(names: Collection[str]) -> list[str]:
     )
 
 
-def all_shards(names: Iterable[str]) -> list[str]:
+def peft_weights(names: Collection[str], listed: Sequence[str] = (), *, allow_pickle: bool = False) -> tuple[str, ...]:
+    """Return the names of what holds the tensors of PEFT's adapter: one file, all shards, or nothing.
+
+    Args:
+        names: Names of the files in the folder; not every shard need be among them.
+        listed: The files that the index of shards names.
+        allow_pickle: Take ``adapter_model.bin`` where there is no safetensors file.
+    """
+    if WEIGHTS_FILE in names:
+        return (WEIGHTS_FILE,)
+    if shards := _all_shards(listed or names) or listed:
+        return tuple(shards)
+    return (PICKLED_WEIGHTS,) if allow_pickle and PICKLED_WEIGHTS in names else ()
+
+
+def _all_shards(names: Iterable[str]) -> list[str]:
     """Return every name that the numbered shards among ``names`` must have together; none if none is numbered."""
     count = next((int(found[1]) for name in sorted(names) if (found := SHARD.fullmatch(name))), 0)
     return [f"adapter_model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
+
+
+def pickled(names: Iterable[str]) -> UnsupportedAdapter | None:
+    """Return what is to be said of weights that are only there as pickles, ``None`` if there are none."""
+    pickles = sorted(name for name in names if name.endswith(PICKLES))
+    if not pickles:
+        return None
+    named = ", ".join(pickles[:MOST_NAMED])
+    way = f"Read {PICKLED_WEIGHTS} with --allow-pickle (allow_pickle=True), which runs none of it, or ask"
+    return UnsupportedAdapter(
+        f"The weights are there as a pickle only ({named}), which can run any code when it is opened.",
+        remedy=f"{way if PICKLED_WEIGHTS in pickles else 'Ask'} its author for safetensors: "
+        "`model.save_pretrained(folder, safe_serialization=True)`.",
+    )

@@ -18,8 +18,8 @@ from hub_merge.formats.tensors import widest
 from hub_merge.gram import Parts
 from hub_merge.methods import Method
 from hub_merge.ranks import ENERGY, Profile, Rank, ranks_by_module
-from hub_merge.recipe import Weight, weight_for
 from hub_merge.spectra import squares_of_sum
+from hub_merge.weights import Weight, weight_for
 
 __all__ = ["Composite", "compose", "module_generator"]
 

@@ -13,6 +13,7 @@ HubMergeError                  problem + remedy; the base of all others
 ├── MergeError                 a merge that cannot be carried out as asked
 │   └── UnknownMethod          no method of that name is registered
 ├── OutputExists               the output is there already and nobody asked to replace it
+├── EvaluationError            a model, adapter or data set that cannot be evaluated as asked
 ├── ProofFailed                the written composite is not what was asked for
 └── PublishError               the composite could not be published
 
@@ -32,6 +33,7 @@ __all__ = [
     "AdapterNotFound",
     "BudgetExceeded",
     "CheckpointError",
+    "EvaluationError",
     "HubMergeError",
     "HubUnavailable",
     "IncompatibleAdapters",
@@ -111,6 +113,10 @@ class UnknownMethod(MergeError):
 
 class OutputExists(HubMergeError):
     """The output is there already and nobody asked to replace it."""
+
+
+class EvaluationError(HubMergeError):
+    """A model, adapter or data set that cannot be evaluated as asked."""
 
 
 class ProofFailed(HubMergeError):

@@ -14,10 +14,10 @@ import numpy as np
 
 from hub_merge.adapter import Adapter, ExtraSpec, Tensor
 from hub_merge.errors import RecipeError
-from hub_merge.findings import Finding, Report
+from hub_merge.findings import REFUSE, Finding, Report
 from hub_merge.formats.peft import EXTRAS_FLAG
 from hub_merge.formats.tensors import FLOATS, dtype_named, widest
-from hub_merge.recipe import REFUSE, Weight
+from hub_merge.weights import Weight
 
 __all__ = ["NO_EXTRAS", "Extras", "checked_policy", "decide"]
 

@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from hub_merge.privacy import one_line
 
-__all__ = ["Finding", "Report", "caution", "problem"]
+__all__ = ["REFUSE", "Finding", "Report", "caution", "problem"]
 
 Severity = Literal["problem", "caution"]
+
+REFUSE = "refuse"
+"""What happens to tensors beside the factors as long as nobody decides: the finding that names them blocks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ LINK = re.compile(r"[A-Za-z0-9.][!#-;=?-Z_a-z~]{0,299}")
 FRONT_MATTER = re.compile(r"\A\s*---\n(.*?)(?:\n|(?<=\A---\n))---[ \t]*(?:\n|\Z)", re.DOTALL)
 MOST = 100_000
 """Bytes of the longest card that is read from a folder; a parser of YAML takes seconds for a megabyte."""
+
+DEEPEST = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,13 @@ def _text(value: object, kind: re.Pattern[str]) -> str | None:
     return text if kind.fullmatch(text) else None
 
 
+def _require_flat(text: str) -> None:
+    """Raise ``ValueError`` for lists in lists without end: YAML's parser takes the square of their depth."""
+    steps = (1 if character in "[{" else -1 for character in text if character in "[{]}")
+    if max(accumulate(steps), default=0) > DEEPEST:
+        raise ValueError(f"it is nested deeper than {DEEPEST}")
+
+
 def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
     """Return the metadata of a card, empty without any, and its body.
 
@@ -89,6 +99,7 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
     if found is None:
         return {}, text
     try:
+        _require_flat(found[1])
         data = yaml.safe_load(found[1])
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise HubMergeError(

@@ -184,7 +184,7 @@ def _unity_findings(adapters: Sequence[Adapter], found: Sequence[Standing]) -> I
         yield caution(
             "base_not_on_hub",
             "base_model_name_or_path",
-            f"the base is {found[0].trained_on}, which is no Hub id",
+            f"the base is {found[0].trained_on}" + (", which is no Hub id" if stated != {None} else ""),
             "a Hub id",
             "Name it with --base OWNER/NAME; the composite states no base otherwise.",
         )

@@ -10,14 +10,18 @@ from pathlib import Path
 from hub_merge.adapter import Origin
 from hub_merge.card import render_licenses
 from hub_merge.layout import LICENSES_FILE, LICENSES_FOLDER, NOTICE_FILE
-from hub_merge.licenses import LicenseVerdict, prescribed_notice, recognise, terms_files, verdict_of
+from hub_merge.licenses import LicenseVerdict, prescribed_notice, recognise, terms_files
 from hub_merge.recipe import MergeRecord
 
-__all__ = ["carried_names", "carried_texts", "notice_texts", "write_texts"]
+__all__ = ["FUSED", "carried_names", "carried_texts", "notice_texts", "write_texts"]
 
 CHANGED = (
     "The weights here were made by merging LoRA adapters; no file of theirs is unchanged. README.md names every source "
     f"with its licence, and {LICENSES_FOLDER}/ holds their texts as far as they came with the sources."
+)
+FUSED = (
+    "The weights here were made by folding a LoRA adapter into a model and are not those of that model. README.md "
+    "names every source with its licence."
 )
 
 
@@ -36,19 +40,21 @@ def carried_texts(record: MergeRecord, base: Origin | None, parents: Sequence[Or
     return texts
 
 
-def notice_texts(record: MergeRecord, carried: Mapping[str, str]) -> dict[str, str]:
+def notice_texts(verdict: LicenseVerdict, carried: Mapping[str, str], changed: str = CHANGED) -> dict[str, str]:
     """Return NOTICE and the list of licences, each where the licences of the sources need it.
 
     Args:
-        record: What was done.
-        carried: Texts of the sources; the wording that one of them prescribes is taken before that of our table.
+        verdict: What the licences of the sources come to together.
+        carried: Texts of the sources; the wording that one of them prescribes is taken before that of our table, and
+            a NOTICE that stands among them at the top is continued.
+        changed: Sentence that says what was changed.
     """
-    verdict = verdict_of(record)
     texts = {}
-    if lines := list(_prescribed(verdict, carried)):
-        texts[NOTICE_FILE] = "\n\n".join([*lines, CHANGED]) + "\n"
+    given = carried.get(NOTICE_FILE, "").strip()
+    if lines := [line for line in _prescribed(verdict, carried) if line not in given]:
+        texts[NOTICE_FILE] = "\n\n".join(filter(None, [given, *lines, changed])) + "\n"
     if verdict.link == LICENSES_FILE:
-        texts[LICENSES_FILE] = render_licenses(record)
+        texts[LICENSES_FILE] = render_licenses(verdict)
     return texts
 
 

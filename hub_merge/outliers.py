@@ -16,7 +16,7 @@ from statistics import median
 from hub_merge.adapter import LoraFactors
 from hub_merge.findings import Finding, caution
 from hub_merge.gram import norm_and_peak
-from hub_merge.recipe import Weight, weight_for
+from hub_merge.weights import Weight, weight_for
 
 __all__ = ["ModuleStatistic", "dominance_findings", "measure", "outlier_findings"]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from threadpoolctl import threadpool_limits
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 __all__ = ["default_workers", "map_modules"]
 
@@ -52,6 +54,8 @@ def map_modules(work: Callable[[Item], Result], items: Iterable[Item], workers: 
 
 
 def _in_threads(work: Callable[[Item], Result], queue: Iterator[Item], workers: int) -> Iterator[Result]:
+    from concurrent.futures import ThreadPoolExecutor  # not needed on one core, and slow to import
+
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Result]] = deque(pool.submit(work, item) for item in islice(queue, 2 * workers + 1))
         try:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["heat_map", "write_picture"]
+__all__ = ["FAINT", "INK", "LINES", "MARKERS", "PALE", "draw_to", "heat_map"]
 
 METADATA: Mapping[str, Mapping[str, None]] = {
     ".png": {"Software": None},
@@ -54,14 +54,18 @@ def heat_map(scores: Scores, path: Path) -> None:
     Raises:
         HubMergeError: matplotlib is not installed, or the suffix is another one.
     """
-    write_picture(path, lambda figure: _draw(scores, figure))
+    draw_to(path, lambda figure: _draw(scores, figure))
 
 
-def write_picture(path: Path, draw: Callable[[Figure], None]) -> None:
-    """Write what ``draw`` draws to ``path``; the same drawing gives the same bytes.
+def draw_to(path: Path, draw: Callable[[Figure], None]) -> None:
+    """Write what ``draw`` puts on a figure, whole or not at all; the same drawing gives the same bytes.
+
+    Args:
+        path: File to write; its suffix ``.png``, ``.svg`` or ``.pdf`` decides the format.
+        draw: Sets the size of the figure and fills it.
 
     Raises:
-        HubMergeError: matplotlib is not installed, or the suffix is none of ``METADATA``.
+        HubMergeError: matplotlib is not installed, or the suffix is another one.
     """
     suffix = path.suffix.lower()
     if suffix not in METADATA:

@@ -1,32 +1,29 @@
-"""Where a composite comes from: its record, and its parents found again by it."""
+"""Where a composite comes from: its record."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
 from hub_merge.bases import read_base
 from hub_merge.composite import Composite
 from hub_merge.conversion import conversion_of
-from hub_merge.errors import AdapterNotFound, ProofFailed
+from hub_merge.errors import AdapterNotFound
 from hub_merge.formats.output import FileFormat
 from hub_merge.formats.peft import contained
 from hub_merge.formats.strict_json import read_bounded
 from hub_merge.layout import RECORD_FILE
 from hub_merge.proof import Proof
-from hub_merge.recipe import MergeRecord, Parent, Recipe, Source, Weight
+from hub_merge.recipe import MergeRecord, Parent, Recipe, Source
 from hub_merge.scores import Scores
-from hub_merge.sources import digests, file_digest, open_adapter, pinned_reference
+from hub_merge.sources import digests, file_digest, pinned_reference
+from hub_merge.weights import Weight
 
-if TYPE_CHECKING:
-    from hub_merge.hub import Hub
-
-__all__ = ["MAX_RECORD", "build_record", "parent_of", "read_record", "reopen", "require_files"]
+__all__ = ["MAX_RECORD", "build_record", "parent_of", "read_record"]
 
 MAX_RECORD = 10_000_000
 """Bytes of the longest record that is read; one of 64 parents has two million."""
@@ -62,6 +59,7 @@ def build_record(
         base_model=composite.base_model,
         base_license=base.license,
         base_license_details=base.license_details,
+        base_commit=base.commit,
         output={
             "rank": composite.rank,
             **_ranks(composite),
@@ -129,45 +127,3 @@ def read_record(folder: Path) -> MergeRecord:
             remedy="Merge again with this version.",
         )
     return MergeRecord.from_json(read_bounded(contained(folder, RECORD_FILE), most=MAX_RECORD))
-
-
-def reopen(parent: Parent, local: Sequence[Adapter], hub: Hub) -> Adapter:
-    """Return the parent that a record names: from the Hub at its commit, or the one of ``local`` with its hashes.
-
-    Raises:
-        AdapterNotFound: It is gone, or none of ``local`` is it.
-        ProofFailed: Its files are not those that were recorded.
-    """
-    if parent.repo_id is not None:
-        from hub_merge.hub import Reference
-
-        weights = parent.files[-1]["name"] if parent.files else ""
-        place = Reference(parent.repo_id, parent.commit, parent.subfolder, weights)  # refuses what leads elsewhere
-        adapter = open_adapter(f"hf://{place.repo_id}/{place.place}".rstrip("/"), revision=place.revision, hub=hub)
-        require_files(adapter, parent.files, parent.model)
-        return adapter.renamed(parent.name)
-    if not parent.files:
-        raise AdapterNotFound(
-            f"Parent {parent.name} was only in memory, so nothing can be compared with it.",
-            remedy="Save such a parent first and merge what was saved.",
-        )
-    wanted = [dict(entry) for entry in parent.files]
-    found = next((adapter for adapter in local if [asdict(d) for d in digests(adapter)] == wanted), None)
-    if found is None:
-        seen = ", ".join(f"{entry['name']} sha256 {entry['sha256'][:12]}…" for entry in parent.files)
-        raise AdapterNotFound(
-            f"Parent {parent.name} was a local folder, and none of those given holds its files ({seen}).",
-            remedy=f"Name its folder: hub-merge verify COMPOSITE PATH/TO/{parent.name}",
-        )
-    return found.renamed(parent.name)
-
-
-def require_files(adapter: Adapter, recorded: Sequence[Mapping[str, Any]], subject: str) -> None:
-    """Raise ``ProofFailed`` unless the adapter was read from exactly the recorded files."""
-    present = {digest.name: digest.sha256 for digest in digests(adapter)}
-    changed = [entry["name"] for entry in recorded if present.get(entry["name"]) != entry["sha256"]]
-    if changed:
-        raise ProofFailed(
-            f"{subject}: {', '.join(changed)} is not the file that was recorded.",
-            remedy="Get the composite or parent again from where it was published.",
-        )

@@ -20,18 +20,19 @@ A recipe is YAML whose field names follow mergekit's configuration where they me
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from hub_merge.errors import RecipeError
+from hub_merge.findings import REFUSE
 from hub_merge.frontmatter import LicenseDetails
+from hub_merge.measurements import Measurement
 from hub_merge.ranks import PROFILES, Profile, Rank
+from hub_merge.weights import EVERY_MODULE, Weight, checked_weight
 
 __all__ = [
-    "REFUSE",
     "SCHEMA_VERSION",
     "STATED",
     "Conversion",
@@ -39,49 +40,15 @@ __all__ = [
     "Parent",
     "Recipe",
     "Source",
-    "Weight",
-    "weight_for",
+    "require_schema",
 ]
 
 SCHEMA_VERSION = 1
 """Version of ``hub_merge.json``; raised when an old reader would misunderstand a new file."""
 
-Weight: TypeAlias = float | Mapping[str, float]
-"""One number, or numbers by module: ``{"self_attn": 0.5, "*": 1.0}``; the first filter found in a name counts."""
-
-EVERY_MODULE = "*"
-REFUSE = "refuse"
-"""What happens to tensors beside the factors as long as nobody decides."""
-
+COMMIT = re.compile("[0-9a-f]{40}")
 FIELDS = "merge_method base_model models parameters profile dtype seed allow extras".split()
 """What a recipe may say at its top."""
-
-
-def weight_for(weight: Weight, module: str) -> float:
-    """Return the number that ``weight`` gives to ``module``; 1.0 where no filter matches."""
-    if not isinstance(weight, Mapping):
-        return float(weight)
-    return next((float(value) for part, value in weight.items() if part == EVERY_MODULE or part in module), 1.0)
-
-
-def checked_weight(weight: object, subject: str) -> Weight:
-    """Return ``weight`` if it is finite numbers, else raise.
-
-    Raises:
-        RecipeError: It is neither a finite number nor a mapping of filters to finite numbers.
-    """
-    if isinstance(weight, Mapping):
-        return {str(part): _finite(value, subject) for part, value in weight.items()}
-    return _finite(weight, subject)
-
-
-def _finite(value: object, subject: str) -> float:
-    if isinstance(value, str):
-        with suppress(ValueError):  # YAML 1.1 takes 1e-3 for text
-            value = float(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise RecipeError(f"The weight of {subject} is {value!r}.", remedy="Give a finite number, such as 0.5 or -1.")
-    return float(value)
 
 
 STATED = "base"
@@ -372,6 +339,13 @@ def _license_details(content: Mapping[str, Any], field: str) -> LicenseDetails:
     return LicenseDetails.from_dict(content[field]) if field in content else LicenseDetails()
 
 
+def _commit(text: object) -> str | None:
+    """Return a commit of the Hub; the first records had none of the base."""
+    if text is None or (isinstance(text, str) and COMMIT.fullmatch(text)):
+        return text
+    raise ValueError("the commit of the base is none")
+
+
 def _parent_to_dict(parent: Parent) -> dict[str, Any]:
     content = asdict(parent)
     if parent.converted is None:
@@ -410,6 +384,8 @@ class MergeRecord:
         proof: What re-reading the written file showed (``proof.Proof.to_dict``).
         versions: Versions of this package and of the libraries that shaped the bytes.
         base_license_details: Where the base's licence is stated, and its licence files.
+        base_commit: Commit that the base's repository was at, where it was looked up.
+        measured: What was measured of the composite, and of others beside it.
     """
 
     recipe: Recipe
@@ -422,6 +398,8 @@ class MergeRecord:
     proof: Mapping[str, Any]
     versions: Mapping[str, str]
     base_license_details: LicenseDetails = field(default_factory=LicenseDetails)
+    base_commit: str | None = None
+    measured: tuple[Measurement, ...] = ()
 
     def to_json(self) -> str:
         """Return the record as JSON; the same record gives the same bytes."""
@@ -430,12 +408,14 @@ class MergeRecord:
             "recipe": self.recipe.to_dict(),
             "parents": [_parent_to_dict(parent) for parent in self.parents],
             "base_model": self.base_model,
+            "base_commit": self.base_commit,
             "base_license": self.base_license,
             "base_license_details": asdict(self.base_license_details),
             "output": self.output,
             "findings": self.findings,
             "scores": self.scores,
             "proof": self.proof,
+            **({"measured": [entry.to_dict() for entry in self.measured]} if self.measured else {}),
             "versions": self.versions,
         }
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -454,12 +434,7 @@ class MergeRecord:
                     f"This is a {content['kind']}, made by another command, and no composite.",
                     remedy="Name the composite that it was made from; `hub-merge push` takes either.",
                 )
-            version = content["schema_version"]
-            if not isinstance(version, int) or version > SCHEMA_VERSION:
-                raise RecipeError(
-                    f"hub_merge.json has schema version {version!r}; this version reads up to {SCHEMA_VERSION}.",
-                    remedy="Upgrade hub-merge.",
-                )
+            require_schema(content["schema_version"])
             for entry in [*content["output"]["files"], *(f for parent in content["parents"] for f in parent["files"])]:
                 if not (isinstance(entry["name"], str) and isinstance(entry["sha256"], str)):
                     raise TypeError("a file has no name or no sha256")
@@ -474,8 +449,19 @@ class MergeRecord:
                 proof=content["proof"],
                 versions=content["versions"],
                 base_license_details=_license_details(content, "base_license_details"),
+                base_commit=_commit(content.get("base_commit")),
+                measured=tuple(Measurement.from_dict(entry) for entry in content.get("measured", ())),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise RecipeError(
                 f"hub_merge.json is not a merge record: {error!r}.", remedy="Merge again to write a new one."
             ) from error
+
+
+def require_schema(version: Any) -> None:
+    """Raise ``RecipeError`` unless a record of this schema can be read; those of every former version can."""
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise RecipeError(
+            f"hub_merge.json has schema version {version!r}; this version reads up to {SCHEMA_VERSION}.",
+            remedy="Upgrade hub-merge.",
+        )

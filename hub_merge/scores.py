@@ -19,8 +19,8 @@ import numpy as np
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.gram import Float64, Parts, Stack, inner_products, orthonormal, stack
 from hub_merge.parallel import map_modules
-from hub_merge.recipe import Weight, weight_for
 from hub_merge.spectra import ModuleSpectrum, Spectra, module_spectrum, summary
+from hub_merge.weights import Weight, weight_for
 
 __all__ = [
     "ModuleScore",

@@ -6,7 +6,6 @@ import glob
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,7 +35,6 @@ __all__ = [
     "open_headers",
     "open_model",
     "pinned_reference",
-    "unique_names",
 ]
 
 
@@ -240,12 +238,22 @@ def _open_local(place: Path, allow_pickle: bool) -> Adapter:
     names = [path.name for path in folder.iterdir() if path.is_file()]
     chosen = choose(names, file, lambda name: str(folder / name))
     if chosen.is_peft and CONFIG_FILE not in names:
-        inside = sorted(path.parent.relative_to(folder).as_posix() for path in folder.glob(f"*/{CONFIG_FILE}"))
-        hint = f"Folders inside that have one: {', '.join(inside[:8])}." if inside else "Name the adapter's own folder."
-        raise AdapterNotFound(f"The folder holds no {CONFIG_FILE}.", remedy=hint)
+        raise _no_adapter(folder)
     name = "".join(char if char.isprintable() else "_" for char in chosen.name(folder.resolve().name))
     origin = replace(_local_origin(folder), file=file)
     return open_adapter_files(folder, chosen, name=name, origin=origin, allow_pickle=allow_pickle)
+
+
+def _no_adapter(folder: Path) -> AdapterNotFound:
+    """Return what to say of a folder without an adapter, with the folders inside that may hold one."""
+    marks = (CONFIG_FILE, "*.safetensors", "*.gguf")
+    inside = sorted({str(path.parent) for mark in marks for path in folder.glob(f"*/{mark}")})
+    return AdapterNotFound(
+        f"The folder holds no {CONFIG_FILE}, nor weights of another format.",
+        remedy=f"Name a folder inside: {', '.join(inside[:8])}."
+        if inside
+        else "Name the adapter's own folder or file.",
+    )
 
 
 def _named_errors(reference: str, opening: Callable[[], Result]) -> Result:
@@ -322,16 +330,6 @@ def pinned_reference(origin: Origin, name: str) -> str:
         return f"./{origin.file or name}"
     place = f"{origin.subfolder}/{origin.file}".strip("/")
     return f"{origin.repo_id}@{origin.commit}" + (f":{place}" if place else "")
-
-
-def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Return the adapters with names that tell them apart: ``math``, ``math-2``."""
-    names = [adapter.name for adapter in adapters]
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            numbered = (f"{name}-{number}" for number in count(2))
-            names[place] = next(free for free in numbered if free not in names)
-    return [a if a.name == name else a.renamed(name) for a, name in zip(adapters, names, strict=True)]
 
 
 def file_digest(path: Path) -> FileDigest:

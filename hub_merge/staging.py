@@ -1,21 +1,25 @@
-"""Folders that appear whole or not at all."""
+"""Folders that appear whole or not at all, whatever happens to the run that writes them."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hub_merge.errors import OutputExists
 from hub_merge.layout import RECORD_FILE
+from hub_merge.workspace import PREFIX, clear, entered, workspace
 
 __all__ = ["require_free", "staged"]
 
-STAGE = ".hub-merge."
-"""How the names of our temporary folders begin."""
+EXCHANGE = ".hub-merge-exchange"
+"""Folder in a folder whose content is being replaced. In it are, one after the other:
+
+``new``      what is to come
+``leaving``  what was there, while it moves out
+``left``     the same, when all of it is out and what is new moves in
+"""
 
 
 @contextmanager
@@ -23,7 +27,7 @@ def staged(folder: Path, force: bool, own: Collection[str]) -> Iterator[Path]:
     """Yield an empty folder whose content becomes that of ``folder`` at the end, or vanishes after an error.
 
     Parents of ``folder`` that had to be created vanish too. A folder that stands already keeps its place, its
-    permissions and the links that lead to it; only what is in it changes.
+    permissions and the links that lead to it; only what is in it changes. What a killed run left there is put in order.
 
     Args:
         folder: Where the content goes.
@@ -37,29 +41,33 @@ def staged(folder: Path, force: bool, own: Collection[str]) -> Iterator[Path]:
     folder = folder.resolve()
     created = [parent for parent in folder.parents if not parent.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix=STAGE, dir=folder if folder.is_dir() else folder.parent))
-    stage, old = root / "new", root / "old"
     try:
-        stage.mkdir()  # with the permissions of the user's umask, unlike root
-        yield stage
-        require_free(folder, force, own)
-        if folder.is_dir():
-            _exchange(stage, folder, old)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            stage.rename(folder)
+        with workspace(folder if folder.is_dir() else folder.parent) as place:
+            stage = place / "new"
+            stage.mkdir()  # with the permissions of the user's umask, unlike its place
+            yield stage
+            _put(stage, folder, force, own)
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        for left in (old, root, *created):
+        for parent in created:
             with suppress(OSError):  # not empty: the folder stands, or somebody else came
-                left.rmdir()
+                parent.rmdir()
 
 
 def require_free(folder: Path, force: bool, own: Collection[str]) -> None:
     """Raise ``OutputExists`` unless ``folder`` may be created, or replaced because that was asked for.
 
-    What is to be replaced has to be a composite with nothing beside it but files named in ``own``.
+    What is to be replaced has to be a composite with nothing beside it but files named in ``own``. What killed runs
+    left there is put in order first.
     """
+    for place in (folder.resolve().parent, folder):
+        clear(place)
+    if (folder / EXCHANGE).is_dir():
+        with entered(folder / EXCHANGE) as place:
+            _recover(place, folder)
+    _require_free(folder, force, own)
+
+
+def _require_free(folder: Path, force: bool, own: Collection[str]) -> None:
     if not os.path.lexists(folder) or (folder.is_dir() and not _content(folder)):
         return
     if not force:
@@ -85,19 +93,57 @@ def _written(path: Path) -> str:
 
 
 def _content(folder: Path) -> list[Path]:
-    """Return what is in ``folder`` but for our temporary folders."""
-    return [path for path in folder.iterdir() if not path.name.startswith(STAGE)]
+    """Return what is in ``folder`` but for our temporary folders, with what readers look for first at the end."""
+    found = [path for path in folder.iterdir() if not path.name.startswith((PREFIX, EXCHANGE))]
+    return sorted(found, key=lambda path: (path.name == RECORD_FILE, path.suffix == ".json", path.name))
 
 
-def _exchange(stage: Path, folder: Path, old: Path) -> None:
-    """Move what is in ``folder`` to ``old`` and what is in ``stage`` to ``folder``; all comes back if that fails."""
-    old.mkdir()
-    moves = [(path, goal / path.name) for place, goal in ((folder, old), (stage, folder)) for path in _content(place)]
+def _put(stage: Path, folder: Path, force: bool, own: Collection[str]) -> None:
+    """Give ``folder`` the content of ``stage``: at once if it is not there yet."""
+    _require_free(folder, force, own)
+    if not folder.is_dir():
+        try:
+            stage.rename(folder)
+            return
+        except OSError:
+            if not folder.is_dir():
+                raise  # else another run was faster
+    with entered(folder / EXCHANGE) as place:
+        _recover(place, folder)
+        _require_free(folder, force, own)
+        _exchange(stage.rename(place / "new"), folder)
+
+
+def _exchange(new: Path, folder: Path) -> None:
+    """Move what is in ``folder`` out and what is in ``new`` in; all comes back if that fails."""
+    leaving, left = new.with_name("leaving"), new.with_name("left")
+    arriving = _content(new)
     try:
-        for path, goal in moves:
-            path.rename(goal)
+        leaving.mkdir()
+        _move(reversed(_content(folder)), leaving)
+        leaving.rename(left)
+        _move(arriving, folder)
     except BaseException:
-        for path, goal in reversed(moves):
-            if os.path.lexists(goal) and not os.path.lexists(path):
-                goal.rename(path)
+        if left.is_dir():
+            _move([folder / path.name for path in arriving], new)
+            left.rename(leaving)
+        if leaving.is_dir():
+            _move(_content(leaving), folder)
         raise
+
+
+def _recover(place: Path, folder: Path) -> None:
+    """End the exchange in which a run was killed: what is new is there if all that was there is out, else it is not."""
+    new, leaving, left = place / "new", place / "leaving", place / "left"
+    if left.is_dir():
+        _move(_content(new) if new.is_dir() else [], folder)
+    elif leaving.is_dir():
+        _move(_content(leaving), folder)
+
+
+def _move(paths: Iterable[Path], target: Path) -> None:
+    """Move ``paths`` into ``target``; what is gone, or would replace something, stays away."""
+    for path in paths:
+        goal = target / path.name
+        if os.path.lexists(path) and not os.path.lexists(goal):
+            path.rename(goal)

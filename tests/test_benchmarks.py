@@ -18,10 +18,13 @@ from benchmarks.__main__ import PICTURE, REPORT, RESULTS, write_report
 from benchmarks.adapters import GPT2, LLAMA_8B, Shape
 from benchmarks.claims import CLAIMS
 from benchmarks.parts import INTERPRETER, PARTS, Workshop
-from benchmarks.processes import OUTPUT, Command, Cost, interleaved, stopwatch
+from benchmarks.processes import OUTPUT, Command, Cost, interleaved
 from benchmarks.report import Measured, read, render
+from benchmarks.stopwatch import stopwatch
 from hub_merge.adapter import Adapter
 from tests.helpers import relative_error
+
+pytest.importorskip("peft")
 
 
 def small(shape: Shape) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -11,13 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResultEntry, ModelCard, eval_result_entries_to_yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub_merge.card import (
     END,
     START,
+    benchmark_files,
     code_span,
     escape,
     published_card,
@@ -25,9 +27,10 @@ from hub_merge.card import (
     render_licenses,
     update_card,
 )
-from hub_merge.errors import HubMergeError
+from hub_merge.errors import HubMergeError, RecipeError
 from hub_merge.frontmatter import LicenseDetails
-from hub_merge.licenses import TERMS
+from hub_merge.licenses import TERMS, verdict_of
+from hub_merge.measurements import Measurement
 from hub_merge.privacy import scrub
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source
 
@@ -111,6 +114,7 @@ RECORD = MergeRecord(
     parents=PARENTS,
     base_model=BASE,
     base_license="apache-2.0",
+    base_commit="5b" * 20,
     output={
         "rank": 16,
         "dtype": "float32",
@@ -293,7 +297,7 @@ def test_a_composite_that_may_not_be_shared_says_so() -> None:
 
 
 def test_the_list_of_licences_says_what_the_card_says() -> None:
-    listed = render_licenses(replace(RECORD, base_license="llama3.1"))
+    listed = render_licenses(verdict_of(replace(RECORD, base_license="llama3.1")))
     assert listed.startswith("# Licences\n\n| Source |") and "not legal advice" in listed
     assert listed.removeprefix("# Licences\n\n") in render_card(replace(RECORD, base_license="llama3.1"))
 
@@ -744,6 +748,82 @@ def test_metadata_that_cannot_be_read_is_refused_with_a_remedy(front: str) -> No
     with pytest.raises(HubMergeError, match=r"metadata of the existing README\.md") as caught:
         update_card(f"---\n{front}\n---\nMine.\n", NEW)
     assert caught.value.remedy
+
+
+# --- what was measured ------------------------------------------------------------------------------------------------
+
+MEASURED = (
+    Measurement("openai/gsm8k", "test", "perplexity", 3.25, "answers only, float32", 200, (3.01, 3.5), config="main"),
+    Measurement("openai/gsm8k", "test", "accuracy", 0.125, "greedy, 0 shots", 200, config="main"),
+    Measurement("Idavidrein/gpqa", "", "accuracy", 0.25, "greedy", benchmark="gpqa_diamond", revision="ab" * 20),
+    Measurement("openai/gsm8k", "test", "perplexity", 5.5, "answers only, float32", 200, subject="base", config="main"),
+)
+
+
+def test_a_composite_without_measured_results_says_so_and_states_none() -> None:
+    card = render_card(RECORD)
+    assert "Not evaluated." in card and "model-index" not in metadata(card)
+    assert not benchmark_files(RECORD)
+
+
+def test_measured_results_become_the_model_index_that_the_hub_reads() -> None:
+    card = ModelCard(render_card(replace(RECORD, measured=MEASURED), repo_id="me/math-medicine"))
+    assert card.data.model_name == "math-medicine"
+    read = {
+        (entry.dataset_type, entry.dataset_config, entry.dataset_split, entry.metric_type): entry.metric_value
+        for entry in card.data.eval_results
+    }
+    assert read == {
+        ("openai/gsm8k", "main", "test", "perplexity"): 3.25,
+        ("openai/gsm8k", "main", "test", "accuracy"): 0.125,
+        ("Idavidrein/gpqa", None, None, "accuracy"): 0.25,
+    }
+    assert {entry.task_type for entry in card.data.eval_results} == {"text-generation"}
+
+
+def test_the_table_shows_what_was_measured_beside_the_composite_too() -> None:
+    section = body(render_card(replace(RECORD, measured=MEASURED))).partition("## Evaluation")[2].partition("\n## ")[0]
+    assert "| this one | `openai/gsm8k`, `main`, `test` | perplexity | 3.25 | 3.01 to 3.50 | 200 |" in section
+    assert "| `base` | `openai/gsm8k`, `main`, `test` | perplexity | 5.50 | – | 200 |" in section
+    assert "Not evaluated" not in section and "nobody else has confirmed it" in section
+
+
+def test_results_on_registered_benchmarks_are_files_of_their_own() -> None:
+    (name,) = files = benchmark_files(replace(RECORD, measured=MEASURED))
+    assert name == ".eval_results/Idavidrein-gpqa.yaml"
+    entry = EvalResultEntry("Idavidrein/gpqa", "gpqa_diamond", 0.25, dataset_revision="ab" * 20, notes="greedy")
+    assert yaml.safe_load(files[name]) == eval_result_entries_to_yaml([entry])
+
+
+def test_a_benchmark_that_is_no_id_of_the_hub_gets_no_file() -> None:
+    for dataset in ("../../etc", "/data/gpqa", "two words"):
+        assert not benchmark_files(replace(RECORD, measured=(replace(MEASURED[2], dataset=dataset),)))
+
+
+def test_measured_results_survive_the_record() -> None:
+    record = replace(RECORD, measured=MEASURED)
+    assert MergeRecord.from_json(record.to_json()) == record
+    assert "measured" not in json.loads(RECORD.to_json())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "high", None, True])
+def test_a_result_that_is_no_number_is_refused(value: Any) -> None:
+    with pytest.raises(RecipeError, match="perplexity on gsm8k is no finite number"):
+        Measurement("gsm8k", "test", "perplexity", value, "somehow")
+
+
+def test_results_that_the_user_added_stay_beside_ours() -> None:
+    new = render_card(replace(RECORD, measured=MEASURED[:1]))
+    ours = metadata(new)["model-index"][0]["results"][0]
+    other = {**ours, "metrics": [{"type": "accuracy", "value": 1}]}
+    theirs = {**other, "dataset": {"name": "mine", "type": "me/mine"}}
+    older = {**ours, "metrics": [{"type": "perplexity", "value": 1}]}
+    front = yaml.safe_dump({"model-index": [{"name": "x", "results": [older, other, theirs]}]})
+    updated = update_card(f"---\n{front}---\nMine.\n", new)
+    (index,) = metadata(updated)["model-index"]
+    figures = [(result["dataset"]["type"], result["metrics"]) for result in index["results"]]  # by data set, as read
+    assert figures == [("openai/gsm8k", [*ours["metrics"], *other["metrics"]]), ("me/mine", theirs["metrics"])]
+    assert update_card(updated, new) == updated
 
 
 if __name__ == "__main__":

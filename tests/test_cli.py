@@ -136,7 +136,7 @@ def test_json_is_one_compact_document_alone_on_stdout_with_hints_on_stderr(run: 
 
 def test_quiet_prints_the_main_value_and_no_hint(run: Run, adapters: Path) -> None:
     assert run("merge", "./math", "./medicine", "-o", "out", "-q") == Done(0, "out\n", "")
-    assert run("verify", "./out", "./math", "./medicine", "-q") == Done(0, "passed\n", "")
+    assert run("verify", "./out", "./math", "./medicine", "-q") == Done(0, "reproduced\n", "")
     assert run("methods", "--quiet").out.split() == [method.name for method in list_methods()]
     cosine = run("score", "./math", "./medicine", "-q").out
     assert 0 <= float(cosine) <= 1
@@ -473,7 +473,7 @@ def test_compressing_tells_rank_size_and_energy_before_and_after(run: Run, adapt
     told = run("compress", "./math", "--rank", "1", "-o", "again").out
     assert "rank:        2 → 1\n" in told and f"energy kept: {energy:.2%}\n" in told
     assert re.search(rf"^{max(tails, key=lambda module: tails[module])} +1 ", told, re.MULTILINE)
-    assert run("verify", "small", "./math", "--json").json["losses"] == said["proof"]["losses"]  # type: ignore[index]
+    assert run("verify", "small", "./math", "--json").json["proof"]["losses"] == said["proof"]["losses"]  # type: ignore[index]
 
 
 def test_compressing_to_a_rank_for_each_module_tells_them(run: Run, adapters: Path) -> None:

@@ -12,7 +12,7 @@ from hub_merge.compat import check
 from hub_merge.composite import Composite, compose
 from hub_merge.errors import MergeError
 from hub_merge.methods import get_method
-from hub_merge.recipe import Weight
+from hub_merge.weights import Weight
 from tests.helpers import adapter_of, dense_sum, random_factors, relative_error
 
 Q, V, OUT = "layers.0.q_proj", "layers.0.v_proj", "layers.0.o_proj"

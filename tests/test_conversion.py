@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,9 @@ peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
 from peft.tuners.lora import LoraLayer  # noqa: E402
+from peft.tuners.lora.config import CordaConfig  # noqa: E402
+from peft.tuners.lora.corda import preprocess_corda  # noqa: E402
+from peft.tuners.lora.loraga import preprocess_loraga  # noqa: E402
 
 from tests.test_peft_oracle import (  # noqa: E402
     CONV1D,
@@ -518,7 +522,33 @@ def test_an_adapter_without_a_base_of_the_hub_asks_where_the_weights_are(tmp_pat
     assert "/home/me" not in str(refusal.value)
 
 
-INITS = ["pissa", "pissa_niter_4", "olora"]
+INITS = ["pissa", "pissa_niter_4", "olora", "corda", "lora_ga"]
+
+
+def prepared(model: Any, config: Any) -> Any:
+    """Let CorDA see activations and LoRA-GA gradients of the model, as PEFT wants it before these adapters start."""
+    tokens = torch.randint(model.config.vocab_size, (1, 96))
+
+    def gradients() -> None:
+        model(tokens, labels=tokens).loss.backward()
+
+    if config.init_lora_weights == "corda":
+        config.corda_config = CordaConfig(corda_method="kpm")
+        preprocess_corda(model, config, run_model=partial(model, tokens))
+    if config.init_lora_weights == "lora_ga":
+        config.lora_ga_config = peft.LoraGAConfig()
+        preprocess_loraga(model, config, train_step=gradients)
+    return model
+
+
+def changed_weights(base: Any, model: Any) -> int:
+    """Return how many weights of the base are others in the model that PEFT made of it."""
+    made = {
+        name.removeprefix("base_model.model."): layer.get_base_layer().weight
+        for name, layer in model.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+    return sum(not torch.allclose(base.get_submodule(name).weight, weight) for name, weight in made.items())
 
 
 @quiet
@@ -530,7 +560,9 @@ def test_an_adapter_of_a_changed_base_is_converted_as_peft_converts_it(init: str
     config = peft.LoraConfig(
         task_type="CAUSAL_LM", init_lora_weights=init, r=3, lora_alpha=6, target_modules=["q_proj", "v_proj"]
     )
-    model = peft.get_peft_model(copy.deepcopy(base), config).eval()
+    model = peft.get_peft_model(prepared(copy.deepcopy(base), config), config).eval()
+    assert changed_weights(base, model) == 4  # else there would be nothing to take away
+    model.peft_config["default"].corda_config = None  # PEFT warns of one beside other initial weights
     model.peft_config["default"].init_lora_weights = True
     model.save_pretrained(tmp_path / "init")
     model.peft_config["default"].init_lora_weights = init

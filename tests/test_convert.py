@@ -85,7 +85,7 @@ def test_a_conversion_says_what_it_wrote_and_how_far_it_is_from_what_it_read(
     assert written.format == format
     assert relative_error(written.factors(LAYER).delta(), delta(style)) < 1e-6
     proved = command("verify", "out", "style.safetensors", "-q")
-    assert proved.stdout == "passed\n", proved.output
+    assert proved.stdout == "reproduced\n", proved.output
 
 
 def test_a_truncated_conversion_states_the_least_error_there_is(

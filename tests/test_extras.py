@@ -466,3 +466,31 @@ def test_biases_find_their_place_whether_the_composite_adapts_their_module_or_no
             trained_bias = first.get_base_model().get_submodule(f"transformer.h.{layer}.{module}").bias
             place = module if module != "mlp.c_fc" else "mlp.c_fc.base_layer"
             assert torch.equal(loaded.get_submodule(f"transformer.h.{layer}.{place}").bias, trained_bias)
+
+
+COMPONENT = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+
+
+@pytest.mark.parametrize(
+    ("key", "config"),
+    [
+        (f"{COMPONENT}.to_q.base_layer.bias", {"bias": "lora_only"}),
+        ("conv_out.bias", {"bias": "all"}),
+        ("conv_out.weight", {"modules_to_save": ["conv_out"]}),
+    ],
+)
+def test_extras_beside_one_model_of_a_pipeline_keep_their_keys(
+    key: str, config: dict[str, Any], tmp_path: Path
+) -> None:
+    """Modules of a pipeline have the model's name before theirs, the keys of PEFT's file do not."""
+    rng = np.random.default_rng(0)
+    tensors = peft_tensors(rng, {f"{COMPONENT}.to_q": 2, f"{COMPONENT}.to_k": 2})
+    tensors[f"base_model.model.{key}"] = np.ones((6, 5) if key.endswith("weight") else 6, np.float32)
+    mapping = {"base_model_class": "UNet2DConditionModel"}
+    write_adapter(tmp_path / "it", tensors, peft_config(auto_mapping=mapping, task_type=None, **config))
+    adapter = Adapter.from_pretrained(tmp_path / "it")
+    assert {spec.component for spec in adapter.modules.values()} == {"unet"}
+    merge([adapter], base="acme/sd", extras="keep:it").save_pretrained(tmp_path / "out")
+    assert load_file(tmp_path / "out" / "adapter_model.safetensors").keys() == tensors.keys()
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert all(written[field] == value for field, value in config.items())

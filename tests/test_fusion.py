@@ -29,7 +29,7 @@ from hub_merge.errors import (
     RecipeError,
 )
 from hub_merge.formats.checkpoints import open_checkpoint
-from hub_merge.fusion import folding, fuse, is_fused, push_fused
+from hub_merge.fusion import folding, fuse, is_fused, push_fused, verify
 from hub_merge.fusion.folding import fold_into, plan_fold, tensor_of
 from hub_merge.fusion.proof import prove_fusion
 from hub_merge.fusion.record import FusionRecord, read_fusion
@@ -379,6 +379,24 @@ def test_config_tokenizer_and_licence_travel_along_and_nothing_else_does(
         *(*carried, "LICENSE", "config.json", "model.safetensors", "README.md", "hub_merge.json")
     }
     assert (tmp_path / "out" / "config.json").read_bytes() == (model / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize("given", [None, "Words of the base.\n"], ids=["alone", "behind the base's"])
+def test_the_notice_that_a_licence_prescribes_is_written_recorded_and_published(
+    given: str | None, model: Path, lora: Path, tmp_path: Path, hub_lfs: HubDouble
+) -> None:
+    for folder in (model, lora):
+        (folder / "README.md").write_text("---\nlicense: llama3.1\n---\n")
+    if given is not None:
+        (model / "NOTICE").write_text(given)
+    record = fuse(lora, tmp_path / "out", base=model, hub=OFFLINE)
+    notice = (tmp_path / "out" / "NOTICE").read_text()
+    assert notice.startswith(given.strip() if given else "Llama 3.1 is licensed under")
+    assert notice.count("Llama 3.1 is licensed under") == 1 and "folding a LoRA adapter into a model" in notice
+    assert "NOTICE" in {file["name"] for file in record.output["files"]}
+    assert verify(tmp_path / "out", parents=[model, lora], hub=OFFLINE).verdict == "reproduced"
+    push_fused(tmp_path / "out", "alice/Llama-mine", hub=connect(hub_lfs))
+    assert hub_lfs.file("alice/Llama-mine", "NOTICE").decode() == notice
 
 
 def test_code_travels_with_a_config_that_names_it(model: Path, lora: Path, tmp_path: Path) -> None:

@@ -10,20 +10,24 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "hub_merge"
+import hub_merge
+
+PACKAGE = Path(hub_merge.__file__).parent
 
 LAYERS = """
 errors layout privacy
-bases budgets choice findings frontmatter ranks
-adapter recipe parallel staging
+measurements
+bases budgets choice findings frontmatter ranks weights
+adapter recipe parallel workspace
 gram
-clustering elementwise lowrank spectra formats hub
+clustering elementwise lowrank spectra formats hub staging
 coordinates lineage materialize outliers scores
 methods
 compat licenses extras
 advise composite sources base_weights
 proof plots card conversion
-notices provenance publish
+verification
+notices provenance publish reopening
 pipeline
 bulk fusion
 extraction
@@ -142,8 +146,8 @@ class C:
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Return the top-level names in ``sys.modules`` after ``statement`` in a fresh interpreter."""
-    code = f"{statement}\nimport sys\nprint(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    """Return the names in ``sys.modules``, and their packages, after ``statement`` in a fresh interpreter."""
+    code = f"{statement}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}}, *sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=60, check=False
     )
@@ -156,7 +160,7 @@ def test_the_command_line_starts_without_numpy_and_torch() -> None:
 
 
 def test_the_core_works_without_torch() -> None:
-    loaded = loaded_by("import hub_merge.formats.peft, hub_merge.methods, hub_merge.pipeline, hub_merge.hub")
+    loaded = loaded_by("import hub_merge.formats.peft, hub_merge.hub\nfrom hub_merge.pipeline import *")
     assert "numpy" in loaded
     assert not loaded & set(HEAVY)
 
@@ -166,3 +170,15 @@ def test_a_merge_of_local_folders_starts_no_client_of_the_hub_and_no_reader_of_o
     loaded = loaded_by(f"from hub_merge.cli.app import cli\ncli({arguments}, standalone_mode=False)")
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
     assert not loaded & {"httpx", "httpx2", "pickletools", *HEAVY}
+
+
+def test_a_merge_of_adapters_at_hand_imports_one_method_and_nothing_that_it_does_not_need() -> None:
+    loaded = loaded_by(
+        "from pathlib import Path\nfrom hub_merge import merge\nfrom hub_merge.adapter import Origin\n"
+        "from hub_merge.formats.peft import open_folder\nfolder = Path('examples/zoo/math')\n"
+        "composite = merge([open_folder(folder, name='math', origin=Origin(folder=folder))], 'svd', rank=2)\n"
+        "assert composite.factors(next(iter(composite.modules))).rank == 2"
+    )
+    unneeded = ("hub", "card", "licenses", "proof", "publish", "scores", "recipe", "methods.lego", "methods.ties")
+    assert "hub_merge.methods.svd" in loaded
+    assert not loaded & {"importlib.metadata", *(f"hub_merge.{name}" for name in unneeded)}

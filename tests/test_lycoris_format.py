@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 
 from hub_merge.adapter import Adapter
 from hub_merge.pipeline import merge
 from tests.helpers import Dense, relative_error
 
 torch = pytest.importorskip("torch")
+save_file = pytest.importorskip("safetensors.torch").save_file
 pytest.importorskip("lycoris")
 pytestmark = pytest.mark.filterwarnings("ignore")
 

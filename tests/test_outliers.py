@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.compat import check
@@ -46,6 +48,34 @@ def test_norm_and_spectrum_are_those_of_the_dense_delta() -> None:
     assert found.square == pytest.approx(values.sum(), rel=1e-12)
     assert found.concentration == pytest.approx(values[0] / values.sum(), rel=1e-12)
     assert found.chance == pytest.approx((1 + math.sqrt(4 / 40)) ** 2 * (1 + math.sqrt(4 / 30)) ** 2 / 4)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16])
+def test_factors_of_16_bits_have_the_norm_and_spectrum_of_their_dense_delta(dtype: type[np.generic]) -> None:
+    part = random_factors(np.random.default_rng(0), (3000, 5000), 16)
+    short = LoraFactors(part.A.astype(dtype), part.B.astype(dtype), 2.0)
+    values = np.linalg.svd(_core(short), compute_uv=False) ** 2
+    found = measure(short)
+    assert found.square == pytest.approx(4 * values.sum(), rel=1e-5)
+    assert found.concentration == pytest.approx(values[0] / values.sum(), rel=1e-5)
+
+
+def _core(factors: LoraFactors) -> NDArray[np.float64]:
+    """Return a small matrix with the singular values of ``B @ A``."""
+    return np.linalg.qr(factors.B.astype(np.float64))[1] @ np.linalg.qr(factors.A.astype(np.float64).T)[1].T
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [([1.0, 1.0], [1.0, -1.0 - 2**-7]), ([1e25, 1.0], [1e25, 1.0]), ([1e-30, 0.0], [1e-30, 0.0])],
+    ids=["nearly cancelled", "beyond float32", "below float32"],
+)
+def test_float32_is_not_trusted_where_its_sums_overflow_underflow_or_cancel(a: list[float], b: list[float]) -> None:
+    A, B = np.outer(a, np.ones(8)).astype(ml_dtypes.bfloat16), np.outer(np.ones(8), b).astype(ml_dtypes.bfloat16)
+    dense = B.astype(np.float64) @ A.astype(np.float64)
+    found = measure(LoraFactors(A, B))
+    assert found.square == pytest.approx((dense**2).sum(), rel=1e-12)
+    assert found.concentration == pytest.approx(1.0)
 
 
 def test_random_factors_stay_below_what_chance_gives_at_most() -> None:

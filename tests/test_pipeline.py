@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.torch import load_file as load_torch
 
 from hub_merge.adapter import Adapter, LoraFactors, Origin
 from hub_merge.composite import Composite
@@ -31,8 +30,10 @@ from hub_merge.errors import (
     UnknownMethod,
 )
 from hub_merge.hub import Hub
+from hub_merge.measurements import Measurement
 from hub_merge.methods import merge_method, registry
 from hub_merge.pipeline import (
+    add_measurements,
     card_of,
     check_references,
     merge,
@@ -45,6 +46,7 @@ from hub_merge.pipeline import (
 from hub_merge.provenance import read_record
 from hub_merge.recipe import Recipe, Source
 from tests.helpers import Dense, adapter_of, dense_sum, random_factors, relative_error, write_adapter
+from tests.plain_files import read_tensors
 
 Q, V = "layers.{}.q_proj", "layers.{}.v_proj"
 SHAPES = {"q_proj": (12, 10), "v_proj": (7, 10)}
@@ -98,7 +100,7 @@ def as_a_server_reads(folder: Path) -> dict[str, Dense]:
     """Return the deltas by the rule of vLLM and llama.cpp: one global alpha over r, nothing else of the config."""
     config = json.loads((folder / CONFIG).read_text())
     scaling = config["lora_alpha"] / config["r"]
-    tensors = {key: tensor.double().numpy() for key, tensor in load_torch(folder / WEIGHTS).items()}
+    tensors = read_tensors(folder / WEIGHTS)
     modules = {key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")}
     assert len(tensors) == 2 * len(modules)
     for module in modules:
@@ -578,9 +580,11 @@ def test_a_parent_that_was_only_in_memory_cannot_be_verified_and_the_error_says_
 ) -> None:
     math, medicine = opened(*parents)
     merge([merge([math, medicine]), math]).save_pretrained(tmp_path / "out")
-    with pytest.raises(AdapterNotFound, match="Parent composite was only in memory") as missing:
-        verify(tmp_path / "out", parents=parents, hub=hub)
-    assert "Save such a parent first" in (missing.value.remedy or "")
+    result = verify(tmp_path / "out", parents=parents, hub=hub)
+    assert result.verdict == "parents gone" and result.proof is None
+    (missing,) = result.missing
+    assert "Parent composite was only in memory" in missing.detail
+    assert "Save such a parent first" in (missing.remedy or "")
 
 
 def test_a_composite_of_a_composite_is_verified_with_the_inner_one(
@@ -627,6 +631,25 @@ def test_the_card_of_a_folder_keeps_what_the_user_wrote_around_ours(parents: tup
     assert "ann/mine" in path.read_text() and "My own words." in path.read_text()
 
 
+def test_measured_results_are_added_to_record_and_card_of_a_folder(parents: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = merge(opened(*parents)).save_pretrained(tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / CARD).write_text((folder / CARD).read_text() + "\nMy own words.\n")
+    first = Measurement("acme/exam", "test", "perplexity", 3.5, "answers only", 20)
+    add_measurements(folder, [first])
+    record = add_measurements(folder, [replace(first, value=3.25), replace(first, subject="base", value=9.0)])
+    assert record == read_record(folder)
+    assert [(entry.subject, entry.value) for entry in record.measured] == [("", 3.25), ("base", 9.0)]
+    card = (folder / CARD).read_text()
+    assert "| perplexity | 3.25 |" in card and "My own words." in card and "3.50" not in card
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in (CARD, RECORD)} == {
+        name: content for name, content in before.items() if name not in (CARD, RECORD)
+    }
+    again = card
+    add_measurements(folder, [])
+    assert (folder / CARD).read_text() == again
+
+
 def test_check_and_score_by_reference_read_folders(parents: tuple[Path, Path], hub: Hub) -> None:
     references = [str(folder) for folder in parents]
     result = check_references(references, hub=hub)
@@ -653,6 +676,7 @@ def test_adapters_that_cannot_be_merged_can_be_scored_unless_their_deltas_cannot
 
 
 # --- verifying --------------------------------------------------------------------------------------------------------
+# Deleted repositories, changed bytes and other tensors: tests/test_verification.py
 
 
 def test_local_parents_are_recognised_by_their_hashes_wherever_they_lie(
@@ -661,39 +685,44 @@ def test_local_parents_are_recognised_by_their_hashes_wherever_they_lie(
     merge(opened(*parents), "lego", seed=4).save_pretrained(tmp_path / "out")
     moved = [folder.rename(tmp_path / f"moved{i}") for i, folder in enumerate(parents)]
     (moved[0] / CARD).write_text("a card is not what was merged")
-    proof = verify(str(tmp_path / "out"), parents=[str(folder) for folder in reversed(moved)], hub=hub)
-    assert proof.passed and proof.reference == "recomputed" and proof.max_error == 0
-    assert [entry.name for entry in proof.retention] == ["math", "medicine"]
+    result = verify(str(tmp_path / "out"), parents=[str(folder) for folder in reversed(moved)], hub=hub)
+    assert result.verdict == "reproduced" and result.proof is not None
+    assert result.proof.reference == "recomputed" and result.proof.max_error == 0
+    assert [entry.name for entry in result.proof.retention] == ["math", "medicine"]
 
 
 def test_a_parent_that_is_not_given_is_named(parents: tuple[Path, Path], tmp_path: Path, hub: Hub) -> None:
     merge(opened(*parents)).save_pretrained(tmp_path / "out")
-    with pytest.raises(AdapterNotFound, match="Parent medicine") as missing:
-        verify(tmp_path / "out", parents=parents[:1], hub=hub)
-    assert "hub-merge verify" in (missing.value.remedy or "")
+    result = verify(tmp_path / "out", parents=parents[:1], hub=hub)
+    assert result.verdict == "parents gone" and not result.passed
+    assert [(missing.source, missing.model) for missing in result.missing] == [("medicine", "./medicine")]
+    assert "hub-merge verify" in (result.missing[0].remedy or "")
 
 
-def test_a_wrong_or_changed_parent_is_refused(parents: tuple[Path, Path], tmp_path: Path, hub: Hub) -> None:
+def test_a_wrong_or_changed_parent_is_named_with_its_file(parents: tuple[Path, Path], tmp_path: Path, hub: Hub) -> None:
     merge(opened(*parents)).save_pretrained(tmp_path / "out")
     wrong = write(tmp_path / "wrong" / "medicine", 9, rank=2, names=("q_proj",))
-    with pytest.raises(AdapterNotFound, match="Parent medicine"):
-        verify(tmp_path / "out", parents=[parents[0], wrong], hub=hub)
+    result = verify(tmp_path / "out", parents=[parents[0], wrong], hub=hub)
+    assert result.verdict == "differs"
+    assert {(found.source, found.file) for found in result.differences if found.source} == {("medicine", WEIGHTS)}
     config = parents[1] / CONFIG
     config.write_text(config.read_text().replace('"lora_alpha": 6', '"lora_alpha": 7'))
-    with pytest.raises(AdapterNotFound, match="Parent medicine"):
-        verify(tmp_path / "out", parents=parents, hub=hub)
+    result = verify(tmp_path / "out", parents=parents, hub=hub)
+    assert result.verdict == "differs"
+    assert [(found.source, found.file) for found in result.differences if found.source] == [("medicine", CONFIG)]
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
-def test_a_changed_composite_is_refused_with_the_name_of_the_file(
+def test_a_changed_composite_is_told_with_the_name_of_the_file(
     name: str, parents: tuple[Path, Path], tmp_path: Path, hub: Hub
 ) -> None:
     merge(opened(*parents)).save_pretrained(tmp_path / "out")
     content = bytearray((tmp_path / "out" / name).read_bytes())
     content[-3] ^= 0x40 if name == WEIGHTS else 0
     (tmp_path / "out" / name).write_bytes(bytes(content) + (b"\n" if name == CONFIG else b""))
-    with pytest.raises(ProofFailed, match=name):
-        verify(tmp_path / "out", parents=parents, hub=hub)
+    result = verify(tmp_path / "out", parents=parents, hub=hub)
+    assert result.verdict == "differs"
+    assert {(found.source, found.file) for found in result.differences} == {("", name)}
 
 
 def test_a_record_that_tells_of_another_merge_does_not_pass(
@@ -704,9 +733,9 @@ def test_a_record_that_tells_of_another_merge_does_not_pass(
     record = json.loads(path.read_text())
     record["recipe"]["models"][1]["parameters"]["weight"] = 0.999
     path.write_text(json.dumps(record))
-    proof = verify(tmp_path / "out", parents=parents, hub=hub)
-    assert not proof.passed
-    assert [check.name for check in proof.checks if not check.passed] == ["delta", "retention"]
+    result = verify(tmp_path / "out", parents=parents, hub=hub)
+    assert result.verdict == "differs" and result.proof is not None and not result.proof.passed
+    assert [check.name for check in result.proof.checks if not check.passed] == ["delta", "retention"]
 
 
 def test_what_is_no_composite_cannot_be_verified(parents: tuple[Path, Path], hub: Hub) -> None:

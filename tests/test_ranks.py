@@ -23,7 +23,8 @@ from hub_merge.methods import get_method, registry
 from hub_merge.pipeline import merge, merge_to_folder, verify
 from hub_merge.provenance import read_record
 from hub_merge.ranks import Profile, Squares, energy_by_rank, ranks_by_module, smallest_rank
-from hub_merge.recipe import Recipe, Source, Weight, weight_for
+from hub_merge.recipe import Recipe, Source
+from hub_merge.weights import Weight, weight_for
 from tests.helpers import Dense, adapter_of, dense_sum
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -309,8 +310,9 @@ def test_a_composite_is_made_again_and_verified_from_its_recipe(
     merge_to_folder(again, tmp_path / "again", hub=hub, sources_from=tmp_path)
     for name in (CONFIG, WEIGHTS):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
-    proof = verify(tmp_path / "out", parents=folders, hub=hub)
-    assert proof.passed and json.loads(json.dumps(proof.to_dict())) == record.proof
+    result = verify(tmp_path / "out", parents=folders, hub=hub)
+    assert result.passed and result.proof is not None
+    assert json.loads(json.dumps(result.proof.to_dict())) == record.proof
 
 
 # --- compression ------------------------------------------------------------------------------------------------------

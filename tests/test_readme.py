@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tests.hub_double import HubDouble
 from tests.readme import README, TABLE, blocks, methods_table
 
 ROOT = README.parent
+
+draws = pytest.mark.skipif(find_spec("matplotlib") is None, reason="matplotlib is not installed")
 
 
 @pytest.fixture
@@ -52,6 +55,7 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
     assert "\ntest: $(VENV)/.dev\n\t$(BIN)/python -m pytest\n" in makefile
 
 
+@draws
 def test_the_demo_merges_and_proves_offline_and_draws_its_picture(clone: Path) -> None:
     told = run_shell(f"{sys.executable} examples/demo.py", clone, {"HF_ENDPOINT": "http://127.0.0.1:9"})
     for name in ("sum", "lego", "svd"):
@@ -63,6 +67,7 @@ def test_the_demo_merges_and_proves_offline_and_draws_its_picture(clone: Path) -
             assert (clone / line.split()[0]).exists()
 
 
+@draws
 def test_the_picture_of_the_readme_is_the_one_the_demo_draws(clone: Path) -> None:
     import matplotlib.image
     import numpy as np
@@ -74,6 +79,7 @@ def test_the_picture_of_the_readme_is_the_one_the_demo_draws(clone: Path) -> Non
     assert np.abs(drawn - shown).mean() < 0.02
 
 
+@draws
 def test_the_commands_on_local_adapters_work_as_written(clone: Path) -> None:
     run_shell(blocks("bash")[1], clone, {"HF_HUB_OFFLINE": "1"})
     assert (clone / "math-medicine" / "README.md").is_file()

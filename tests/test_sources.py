@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hub_merge.adapter import Adapter
+from hub_merge.adapter import Adapter, unique_names
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubUnavailable, RecipeError, UnsupportedAdapter
 from hub_merge.hub import Hub
-from hub_merge.sources import digests, file_digest, open_adapter, open_headers, unique_names
+from hub_merge.sources import digests, file_digest, open_adapter, open_headers
 from tests.helpers import adapter_of, peft_config, peft_tensors, random_factors, write_adapter
 from tests.hub_double import HubDouble
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,29 @@ def test_a_tensor_is_read_only_and_outlives_the_store(tmp_path: Path) -> None:
     assert np.array_equal(tensor, [[0, 1, 2], [3, 4, 5]])
     with pytest.raises(ValueError, match="read-only"):
         tensor[0, 0] = 1.0
+
+
+def test_a_file_that_was_cut_short_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    safetensors.numpy.save_file({"x": np.arange(6.0), "y": np.arange(6.0)}, path)
+    store = SafetensorsStore(path)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size - 8)
+    assert np.array_equal(store.read("x"), np.arange(6.0))
+    with pytest.raises(AdapterFormatError, match="ends inside of y"):
+        store.read("y")
+
+
+@pytest.mark.parametrize("positioned", [True, False], ids=["preadv", "seek and read"])
+def test_threads_read_one_file_at_once(positioned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = {f"x{i}": np.full(100_000, i, np.int32) for i in range(40)}
+    safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
+    if not positioned:
+        monkeypatch.delattr("os.preadv", raising=False)
+    store = SafetensorsStore(tmp_path / "x.safetensors")
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(store.read, [*tensors] * 5))
+    assert all(np.array_equal(*pair) for pair in zip(found, [*tensors.values()] * 5, strict=True))
 
 
 def test_tensors_that_were_read_do_not_stay_in_memory(tmp_path: Path) -> None:

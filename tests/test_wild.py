@@ -269,8 +269,9 @@ def test_a_real_adapter_is_compressed_to_the_ranks_that_its_dense_deltas_call_fo
     folder = compress(Adapter.from_pretrained(source), energy=0.9, profile=profile).save_pretrained(tmp_path / "small")
     ranks = {module: spec.rank for module, spec in Adapter.from_pretrained(folder).modules.items()}
     kept = sum(squares[module][:rank].sum() for module, rank in ranks.items()) / total
-    proof = verify(folder, parents=[source], hub=hub)
-    assert proof.passed and proof.energy_kept == pytest.approx(kept, rel=1e-5) and kept >= 0.9 - 1e-8
+    result = verify(folder, parents=[source], hub=hub)
+    assert result.passed and (proof := result.proof) is not None
+    assert proof.energy_kept == pytest.approx(kept, rel=1e-5) and kept >= 0.9 - 1e-8
     if profile == "portable":
         assert set(ranks.values()) == {wanted} and 1 < wanted < 8
     else:

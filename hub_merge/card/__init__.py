@@ -8,6 +8,7 @@ and tokens on its way.
 from hub_merge.card.facts import TASKS, weight_files
 from hub_merge.card.markdown import Markdown, cleaned, code_span, escape, hub_id, link, to_yaml
 from hub_merge.card.rendering import environment, render_card, render_licenses
+from hub_merge.card.results import benchmark_files
 from hub_merge.card.updating import END, START, published_card, update_card
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "START",
     "TASKS",
     "Markdown",
+    "benchmark_files",
     "cleaned",
     "code_span",
     "environment",

@@ -7,13 +7,15 @@ from typing import Any
 
 from hub_merge.card.facts import PACKAGE, TASKS, library_of, method_name, options_of, task_type, weight_files
 from hub_merge.card.markdown import cleaned, hub_id
+from hub_merge.card.results import model_index
 from hub_merge.licenses import LicenseVerdict, verdict_of
 from hub_merge.recipe import SCHEMA_VERSION, MergeRecord, Parent
 
 __all__ = ["front_matter"]
 
 
-def front_matter(record: MergeRecord) -> dict[str, Any]:
+def front_matter(record: MergeRecord, name: str) -> dict[str, Any]:
+    """Return the metadata; ``name`` is what the model is called where results are listed."""
     base, verdict = hub_id(record.base_model), verdict_of(record)
     task = TASKS.get(task_type(record) or "")
     content = {
@@ -25,6 +27,7 @@ def front_matter(record: MergeRecord) -> dict[str, Any]:
         "license": verdict.identifier,
         "license_name": verdict.name,
         "license_link": verdict.link,
+        "model-index": model_index(record, name, task[0] if task else None),
         "hub_merge": _machine_readable(record, verdict),
     }
     return {key: cleaned(value) for key, value in content.items() if value is not None}
@@ -56,6 +59,7 @@ def _machine_readable(record: MergeRecord, verdict: LicenseVerdict) -> dict[str,
             "options": dict(options_of(record)),
             "seed": recipe.seed,
         },
+        "base": {"repo_id": hub_id(record.base_model), "revision": record.base_commit} if record.base_model else None,
         "parents": [_machine_readable_parent(parent) for parent in record.parents],
         "output": {"rank": output["rank"], "dtype": output["dtype"], "sha256": _digests(output["files"])},
         "license": verdict.identifier,

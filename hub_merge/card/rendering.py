@@ -30,7 +30,7 @@ from hub_merge.card.markdown import BLANK, Markdown, cleaned, code_span, escape,
 from hub_merge.card.updating import END, START
 from hub_merge.card.words import counted, listed, number, percent, source, weight_words
 from hub_merge.layout import DIFFUSERS_FILE, KOHYA_FILE
-from hub_merge.licenses import verdict_of
+from hub_merge.licenses import LicenseVerdict, verdict_of
 from hub_merge.recipe import MergeRecord
 from hub_merge.scores import started_alike
 
@@ -52,13 +52,15 @@ def render_card(record: MergeRecord, *, repo_id: str | None = None, picture: str
         picture: Name of the picture of the scores, a file beside the card.
     """
     template = environment().get_template("card.md.jinja")
-    body = template.render(_context(record, hub_id(repo_id), picture)).strip()
-    return f"---\n{to_yaml(front_matter(record))}---\n\n{START}\n{body}\n{END}\n"
+    published = hub_id(repo_id)
+    body = template.render(_context(record, published, picture)).strip()
+    metadata = front_matter(record, published.rpartition("/")[2] if published else "composite")
+    return f"---\n{to_yaml(metadata)}---\n\n{START}\n{body}\n{END}\n"
 
 
-def render_licenses(record: MergeRecord) -> str:
-    """Return the file that lists every source with its licence, for a composite that no single licence covers."""
-    body = environment().get_template("licenses.md.jinja").render(_terms(record)).strip()
+def render_licenses(verdict: LicenseVerdict) -> str:
+    """Return the file that lists every source with its licence, for what no single licence covers."""
+    body = environment().get_template("licenses.md.jinja").render(_terms(verdict)).strip()
     return f"# Licences\n\n{body}\n"
 
 
@@ -95,7 +97,8 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
         "title": repo_id.partition("/")[2] or repo_id if repo_id else None,
         "repo_id": repo_id,
         "picture": Markdown(quote(picture)) if picture else None,
-        "base": link(base) if base else None,
+        "base": link(base, record.base_commit) if base else None,
+        "measured": record.measured,
         "method_name": method_name(record),
         "method": described(method_of(record)),
         "options": options_of(record),
@@ -115,7 +118,7 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
         "local": [parent for parent in record.parents if parent.repo_id is None],
         "recipe": to_yaml(cleaned(record.recipe.to_dict())),
         "weights": weight_files(record.output["files"]),
-        **_terms(record),
+        **_terms(verdict_of(record)),
     }
 
 
@@ -135,6 +138,5 @@ def _usage(record: MergeRecord, repo_id: Markdown | None) -> dict[str, Any]:
     }
 
 
-def _terms(record: MergeRecord) -> dict[str, Any]:
-    verdict = verdict_of(record)
+def _terms(verdict: LicenseVerdict) -> dict[str, Any]:
     return {"verdict": verdict, "owed": owed_lines(verdict), "blank": Markdown(BLANK)}

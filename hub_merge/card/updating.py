@@ -62,7 +62,36 @@ def _updated(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     stated_by_us = record.get("license") if isinstance(record, Mapping) else None
     dropped = LICENSE_KEYS if "license" in new or stated_by_us == old.get("license") else ()
     kept = {key: value for key, value in old.items() if key not in (*new, *dropped)}
-    return {**new, "tags": _united_tags(old.get("tags"), new.get("tags", [])), **kept}
+    united = {"tags": _united_tags(old.get("tags"), new.get("tags", []))}
+    if "model-index" in new:
+        united["model-index"] = _united_results(old.get("model-index"), new["model-index"])
+    return {**new, **united, **kept}
+
+
+def _united_results(old: Any, new: list[dict[str, Any]]) -> list[Any]:
+    """Return the results of both; ours take the place of others that give the same metrics on the same data."""
+    ours = _figures(new)
+    theirs = [
+        result for result in _results(old) if not all(figure in ours for figure in _figures([{"results": [result]}]))
+    ]
+    return [{**new[0], "results": [*new[0]["results"], *theirs]}]
+
+
+def _results(index: Any) -> list[Mapping[str, Any]]:
+    """Return the results in a ``model-index``, whoever wrote it."""
+    entries = [entry.get("results") for entry in index if isinstance(entry, Mapping)] if isinstance(index, list) else []
+    listed = [result for results in entries if isinstance(results, list) for result in results]
+    return [result for result in listed if isinstance(result, Mapping)]
+
+
+def _figures(index: Any) -> list[tuple[Any, Any]]:
+    """Return data and kind of each figure in a ``model-index``."""
+    metrics = [(result.get("dataset"), result.get("metrics")) for result in _results(index)]
+    return [
+        (dataset, metric.get("type") if isinstance(metric, Mapping) else metric)
+        for dataset, each in metrics
+        for metric in (each if isinstance(each, list) else [])
+    ]
 
 
 def _united_tags(old: Any, new: Sequence[str]) -> list[Any]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from hub_merge.card.markdown import BLANK, Markdown, code_span, escape, hub_id, link
-from hub_merge.recipe import Parent, Weight
+from hub_merge.recipe import Parent
+from hub_merge.weights import Weight
 
 __all__ = ["counted", "listed", "number", "percent", "source", "weight_words"]
 

@@ -12,8 +12,10 @@ __all__ = ["cli", "main"]
 
 COMMANDS = {
     "find": ("search", "inspect", "check", "score", "advise"),
-    "merge": ("merge", "compress", "convert", "verify"),
+    "merge": ("merge", "compress", "convert"),
+    "verify": ("verify",),
     "models": ("fuse", "extract"),
+    "measure": ("eval",),
     "publish": ("card", "push"),
     "zoo": ("zoo",),
     "methods": ("methods",),

@@ -53,7 +53,7 @@ CONV1D_LAYERS = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint:
-    """A full model in safetensors whose files are mapped, not read.
+    """A full model in safetensors whose tensors are read when asked for.
 
     Attributes:
         folder: Where its files are.

@@ -19,10 +19,10 @@ from typing import Any
 from hub_merge.adapter import Adapter, LoraFactors, Origin
 from hub_merge.errors import AdapterFormatError, MergeError
 from hub_merge.findings import Finding
-from hub_merge.formats.kohya import FOREIGN, grouped
+from hub_merge.formats.kohya import FOREIGN
 from hub_merge.formats.lycoris import TENSORS, Named, module_part
 from hub_merge.formats.names import COMPONENTS, is_flat, is_unet_name
-from hub_merge.formats.pairs import Note, Part, adapter_of_parts, leftover_findings, notes_of
+from hub_merge.formats.pairs import Note, Part, adapter_of_parts, grouped, leftover_findings, notes_of
 from hub_merge.formats.peft.config import MAX_CONFIG, Scalings, config_findings, read_scalings
 from hub_merge.formats.strict_json import parse_json
 from hub_merge.formats.tensors import TensorStore

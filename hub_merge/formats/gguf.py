@@ -24,7 +24,16 @@ from hub_merge.adapter import Adapter, LoraFactors, Origin
 from hub_merge.errors import UnsupportedAdapter
 from hub_merge.findings import Finding
 from hub_merge.formats.gguf_file import GgufStore
-from hub_merge.formats.pairs import Note, Part, adapter_of_parts, factors_of, leftover_findings, notes_of, pair_spec
+from hub_merge.formats.pairs import (
+    Note,
+    Part,
+    adapter_of_parts,
+    factors_of,
+    grouped,
+    leftover_findings,
+    notes_of,
+    pair_spec,
+)
 from hub_merge.formats.tensors import TensorInfo
 
 __all__ = ["adapter_from_gguf"]
@@ -69,18 +78,17 @@ def adapter_from_gguf(store: GgufStore, *, name: str, origin: Origin) -> Adapter
             f"This GGUF adapter is for the architecture {architecture[:40]}, whose layers are not known here.",
             remedy=f"Known: llama, {', '.join(PLAIN)}. Take the adapter it was converted from.",
         )
-    sides: dict[str, dict[str, str]] = {}
-    others = []
-    for key in store.infos:
-        if found := KEY.fullmatch(key):
-            sides.setdefault(found["module"], {})[found["side"]] = key
-        else:
-            others.append(key)
-    parts = [_part(module, keys, store, note) for module, keys in sides.items()]
+    groups, others = grouped(store.infos, _split)
+    parts = [_part(module, keys, store, note) for module, keys in groups.items()]
     findings = leftover_findings(others, LEFTOVERS, note)
     base = fields.get("general.base_model.0.repo_url")
     base_model = base.removeprefix("https://huggingface.co/") if isinstance(base, str) and base else None
     return adapter_of_parts(parts, findings, store, name=name, origin=origin, format="gguf", base_model=base_model)
+
+
+def _split(key: str) -> tuple[str, str] | None:
+    found = KEY.fullmatch(key)
+    return (found["module"], found["side"]) if found else None
 
 
 def _part(key_name: str, keys: Mapping[str, str], store: GgufStore, note: Note) -> Part | Finding:

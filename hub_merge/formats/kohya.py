@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hub_merge.adapter import Adapter, Origin
-from hub_merge.errors import AdapterFormatError, MergeError
+from hub_merge.errors import MergeError
 from hub_merge.findings import Finding
 from hub_merge.formats.lycoris import TENSORS, Named, module_part
 from hub_merge.formats.names import flat_name, is_flat, split_flat
-from hub_merge.formats.pairs import adapter_of_parts, leftover_findings, notes_of
+from hub_merge.formats.pairs import adapter_of_parts, grouped, leftover_findings, notes_of
 from hub_merge.formats.tensors import TensorStore
 from hub_merge.formats.writing import Layout, write_factors
 from hub_merge.layout import KOHYA_FILE
 
-__all__ = ["FOREIGN", "adapter_from_kohya", "grouped", "is_kohya", "require_kohya", "write_kohya"]
+__all__ = ["FOREIGN", "adapter_from_kohya", "is_kohya", "require_kohya", "write_kohya"]
 
 PREFIX = re.compile(r"(?:lora_(?:unet|te[123]?)|lycoris)_")
 KEY = re.compile(rf"(?P<module>(?:lora_(?:unet|te[123]?)|lycoris)_[^.]+?)[._](?P<what>{TENSORS})")
@@ -44,35 +44,6 @@ HEADER_TEXTS = ("ss_base_model_version", "ss_sd_model_name")
 def is_kohya(keys: Iterable[str]) -> bool:
     """Whether tensors of these names are a file of kohya's scripts or of LyCORIS."""
     return any(PREFIX.match(key) for key in keys)
-
-
-def grouped(
-    keys: Iterable[str], split: Callable[[str], tuple[Named, str] | None]
-) -> tuple[dict[Named, dict[str, str]], list[str]]:
-    """Return the keys of each module by what they are, and the keys of everything else.
-
-    Args:
-        keys: Names of tensors.
-        split: Returns the module of a key and what the tensor is, ``None`` if it is no factor.
-
-    Raises:
-        AdapterFormatError: Two tensors claim to be the same factor.
-    """
-    groups: dict[Named, dict[str, str]] = {}
-    others: list[str] = []
-    for key in keys:
-        found = split(key)
-        if found is None:
-            others.append(key)
-            continue
-        module, what = found
-        group = groups.setdefault(module, {})
-        if what in group:
-            raise AdapterFormatError(
-                f"Tensors {group[what]} and {key} adapt the same module.", remedy="Keep one adapter in a file."
-            )
-        group[what] = key
-    return groups, others
 
 
 def _split(key: str) -> tuple[Named, str] | None:

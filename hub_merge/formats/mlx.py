@@ -18,7 +18,7 @@ from hub_merge.adapter import Adapter, LoraFactors, ModuleKind, Origin
 from hub_merge.errors import MergeError, UnsupportedAdapter
 from hub_merge.findings import Finding
 from hub_merge.formats.names import is_flat
-from hub_merge.formats.pairs import Note, Part, adapter_of_parts, leftover_findings, notes_of, pair_spec
+from hub_merge.formats.pairs import Note, Part, adapter_of_parts, grouped, leftover_findings, notes_of, pair_spec
 from hub_merge.formats.peft.config import finite_number
 from hub_merge.formats.tensors import TensorInfo, TensorStore
 from hub_merge.formats.writing import Layout, write_factors
@@ -63,20 +63,19 @@ def adapter_from_mlx(config: Mapping[str, Any], store: TensorStore, *, name: str
             remedy="Only LoRA adapters can be merged.",
         )
     scale = _scale(config)
-    sides: dict[str, dict[str, str]] = {}
-    others = []
-    for key in store.infos:
-        if found := KEY.fullmatch(key):
-            sides.setdefault(found["module"], {})[found["side"]] = key
-        else:
-            others.append(key)
+    groups, others = grouped(store.infos, _split)
     findings = [*leftover_findings(others, LEFTOVERS, note)]
     if kind == "dora" and not any(found.code == "dora" for found in findings):
         findings.append(note("dora", "fine_tune_type", "fine_tune_type is dora", "lora"))
-    parts = [_part(module, keys, store, scale, note) for module, keys in sides.items()]
+    parts = [_part(module, keys, store, scale, note) for module, keys in groups.items()]
     base = config.get("model")
     base = base if isinstance(base, str) else None
     return adapter_of_parts(parts, findings, store, name=name, origin=origin, format="mlx", base_model=base)
+
+
+def _split(key: str) -> tuple[str, str] | None:
+    found = KEY.fullmatch(key)
+    return (found["module"], found["side"]) if found else None
 
 
 def _scale(config: Mapping[str, Any]) -> float:

@@ -30,7 +30,7 @@ __all__ = ["adapter_from_headers", "open_adapter_files"]
 def open_adapter_files(
     folder: Path, chosen: Choice, *, name: str, origin: Origin, allow_pickle: bool = False
 ) -> Adapter:
-    """Open the adapter that the ``chosen`` files of ``folder`` make; they are mapped, not read.
+    """Open the adapter that the ``chosen`` files of ``folder`` make; their weights are read when asked for.
 
     Args:
         folder: Folder of the files.

@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
 
 from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleKind, ModuleSpec, Origin
+from hub_merge.errors import AdapterFormatError
 from hub_merge.findings import Finding
 from hub_merge.formats.tensors import TensorInfo, TensorStore, widest
 
@@ -18,6 +20,7 @@ __all__ = [
     "adapter_of_parts",
     "factor_shapes",
     "factors_of",
+    "grouped",
     "leftover_findings",
     "name_finding",
     "notes_of",
@@ -26,6 +29,9 @@ __all__ = [
 
 NAME = re.compile(r"[\w-]+(?:\.[\w-]+)*")
 """What a module of torch may be called here: parts without dots, quotes, slashes, spaces or invisible characters."""
+
+Module = TypeVar("Module")
+"""Whatever a format calls a module by: its name, or its name and the model of a pipeline."""
 
 Note = Callable[..., Finding]
 """Makes a finding about one adapter: ``note(code, where, seen, expected, remedy, overrule)``."""
@@ -53,6 +59,35 @@ def notes_of(name: str) -> Note:
         return Finding("problem", code, name, where, seen, expected, remedy or "Leave this adapter out.", overrule)
 
     return note
+
+
+def grouped(
+    keys: Iterable[str], split: Callable[[str], tuple[Module, str] | None]
+) -> tuple[dict[Module, dict[str, str]], list[str]]:
+    """Return the keys of each module by what they are, and the keys of everything else.
+
+    Args:
+        keys: Names of tensors.
+        split: Returns the module of a key and what the tensor is, ``None`` if it is no factor.
+
+    Raises:
+        AdapterFormatError: Two tensors claim to be the same factor.
+    """
+    groups: dict[Module, dict[str, str]] = {}
+    others: list[str] = []
+    for key in keys:
+        found = split(key)
+        if found is None:
+            others.append(key)
+            continue
+        module, what = found
+        group = groups.setdefault(module, {})
+        if what in group:
+            raise AdapterFormatError(
+                f"Tensors {group[what]} and {key} adapt the same module.", remedy="Keep one adapter in a file."
+            )
+        group[what] = key
+    return groups, others
 
 
 def name_finding(module: str, note: Note) -> Finding | None:

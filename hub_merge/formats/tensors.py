@@ -1,4 +1,4 @@
-"""Tensors by name: memory-mapped safetensors files, headers alone, or arrays, behind one small interface.
+"""Tensors by name: safetensors files read as needed, headers alone, or arrays, behind one small interface.
 
 The header of a safetensors file is checked before anything in it is believed: its length, that names are unique, that
 dtype and shape account for every byte, and that the tensors fill the file without a gap or an overlap.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
+import os
+import threading
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -252,7 +254,7 @@ def _check_layout(infos: Mapping[str, TensorInfo], file: str, size: int) -> None
 
 
 class SafetensorsStore:
-    """A memory-mapped safetensors file. Reading a tensor costs that tensor; the file itself does not stay in memory."""
+    """A safetensors file that is kept open. Reading a tensor costs that tensor; several threads may read at once."""
 
     has_values = True
 
@@ -267,11 +269,14 @@ class SafetensorsStore:
             head = file.read(LENGTH_FIELD + 64)
             length = header_length(head, path.name, total)
             head += file.read(max(0, LENGTH_FIELD + length - len(head)))
-            header = parse_header(head, path.name, total)
-            self.infos: Mapping[str, TensorInfo] = header
-            self.metadata: Mapping[str, str] = header.metadata
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        header = parse_header(head, path.name, total)
+        self.infos: Mapping[str, TensorInfo] = header
+        self.metadata: Mapping[str, str] = header.metadata
         self._start = LENGTH_FIELD + length
+        self._name = path.name
+        self._file = path.open("rb", buffering=0)
+        weakref.finalize(self, self._file.close)
+        self._turn = threading.Lock()
 
     def read(self, name: str) -> Array:
         """Return one tensor, read-only."""
@@ -281,13 +286,30 @@ class SafetensorsStore:
         return tensor
 
     def read_bytes(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        """Return a part of one tensor's bytes, and give the pages of the file it came from back to the system."""
-        info = self.infos[name]
-        begin = self._start + info.begin + start
-        copied = np.frombuffer(self._bytes, np.uint8, stop - start, begin).copy()
-        if hasattr(self._bytes, "madvise"):  # all of it, for the system maps more than what was touched
-            self._bytes.madvise(mmap.MADV_DONTNEED)
-        return copied
+        """Return a part of one tensor's bytes.
+
+        The file is read, not mapped: what is mapped costs a page fault every few pages, and is shot down in every
+        thread when it is given back.
+
+        Raises:
+            AdapterFormatError: The file has become shorter meanwhile.
+        """
+        content = np.empty(stop - start, np.uint8)
+        left, position = content.data, self._start + self.infos[name].begin + start
+        while left:
+            count = self._read_at(position, left)
+            if not count:
+                raise _damaged(self._name, f"it ends inside of {name}, which it did not when it was opened")
+            left, position = left[count:], position + count
+        return content
+
+    def _read_at(self, position: int, into: memoryview) -> int:
+        """Read what stands at ``position``, wherever other threads read; return how many bytes that gave."""
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [into], position)
+        with self._turn:
+            self._file.seek(position)
+            return self._file.readinto(into) or 0
 
 
 class HeaderStore:

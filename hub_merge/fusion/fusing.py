@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from hub_merge.fusion.proof import FusionProof, prove_fusion
 from hub_merge.fusion.record import BaseModel, FusionRecord, is_fused, read_fusion
 from hub_merge.hub import Hub
 from hub_merge.layout import CARD_FILE, RECORD_FILE
+from hub_merge.licenses import terms_files
+from hub_merge.notices import FUSED, notice_texts, write_texts
 from hub_merge.parallel import map_modules
 from hub_merge.pipeline import followers, is_open, require_lawful, save
 from hub_merge.provenance import parent_of, read_record
@@ -30,6 +31,7 @@ from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord
 from hub_merge.sources import file_digest, open_adapter, open_model, pinned_reference
 from hub_merge.staging import require_free, staged
+from hub_merge.workspace import workspace
 
 __all__ = ["fuse", "push_fused"]
 
@@ -87,7 +89,7 @@ def fuse(
         plan = plan_fold(model, opened)
         with staged(output, force, _own_files(output)) as stage:
             proof = _write(plan, stage, progress)
-            record = _record(plan, stage, proof, cautions)
+            record = _with_notices(_record(plan, stage, proof, cautions), stage)
             _document(record, stage, output / CARD_FILE if is_fused(output) else None)
     return record
 
@@ -100,8 +102,8 @@ def _opened(adapter: Adapter | str | Path, hub: Hub) -> Iterator[Adapter]:
     elif adapter.origin.folder is not None:
         yield adapter
     else:
-        with tempfile.TemporaryDirectory() as root:
-            yield open_adapter(save(adapter, Path(root) / adapter.name), hub=hub)
+        with workspace() as place:
+            yield open_adapter(save(adapter, place / adapter.name), hub=hub)
 
 
 def _accepted(adapter: Adapter, allow: Sequence[str]) -> list[str]:
@@ -214,6 +216,15 @@ def _record(plan: Plan, stage: Path, proof: FusionProof, cautions: list[str]) ->
         proof=proof.to_dict(),
         versions={package: version(package) for package in ("hub-merge", "numpy", "ml_dtypes")},
     )
+
+
+def _with_notices(record: FusionRecord, stage: Path) -> FusionRecord:
+    """Write what the licences of the sources prescribe beside the model, and return the record with these files."""
+    texts = notice_texts(record.license, terms_files(stage), FUSED)
+    write_texts(stage, texts)
+    files = {str(file["name"]): file for file in record.output["files"]}
+    files |= {name: asdict(file_digest(stage / name)) for name in texts}
+    return replace(record, output={**record.output, "files": [files[name] for name in sorted(files)]})
 
 
 def _merge_record(adapter: Adapter) -> MergeRecord | None:

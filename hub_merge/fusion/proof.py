@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ class FusionProof:
         worst_rounding: The same for the tensor that lost most.
         worst_tensor: Its name.
         change: ``‖delta‖ / ‖base‖`` over all changed tensors.
+        differing: Tensors that are not what they should be.
         checks: Everything that was looked at.
     """
 
@@ -48,10 +49,14 @@ class FusionProof:
     worst_tensor: str | None
     change: float | None
     checks: tuple[Check, ...]
+    differing: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the proof as plain data."""
-        return asdict(self)
+        content = asdict(self)
+        if not self.differing:
+            del content["differing"]
+        return content
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +83,7 @@ def prove_fusion(plan: Plan, folder: Path, progress: Callable[[str], None] = lam
     try:
         written = {file: SafetensorsStore(folder / file) for file in plan.shards}
     except (OSError, AdapterFormatError) as error:
-        return _verdict({}, [], [Check("files", False, str(error))])
+        return _verdict({}, [], 0, [Check("files", False, str(error))])
     checks = [_parser_check(plan, folder), _layout_check(plan, written)]
     seen: dict[str, _Seen] = {}
     differing: list[str] = []
@@ -93,22 +98,23 @@ def prove_fusion(plan: Plan, folder: Path, progress: Callable[[str], None] = lam
                 seen[name] = found
         checks += [_copy_check(plan, differing), _delta_check(seen)]
     copied = sum(fold.module is None for fold in plan.folds) - len(set(differing))
-    return _verdict(seen, [copied], checks)
+    return _verdict(seen, differing, copied, checks)
 
 
-def _verdict(seen: Mapping[str, _Seen], copied: list[int], checks: list[Check]) -> FusionProof:
+def _verdict(seen: Mapping[str, _Seen], differing: Sequence[str], copied: int, checks: Sequence[Check]) -> FusionProof:
     lost = {name: _ratio(entry.squares[0], entry.squares[1]) or 0.0 for name, entry in seen.items()}
     worst = max(lost, key=lambda name: lost[name], default=None)
     error, delta, base = sum((entry.squares for entry in seen.values()), np.zeros(3))
     return FusionProof(
         passed=all(check.passed for check in checks),
         changed=len(seen),
-        copied=sum(copied),
+        copied=copied,
         rounding=_ratio(error, delta),
         worst_rounding=None if worst is None else lost[worst],
         worst_tensor=worst,
         change=_ratio(delta, base),
         checks=tuple(checks),
+        differing=tuple(sorted({*differing, *(name for name, entry in seen.items() if entry.off > ROOM)})),
     )
 
 
@@ -190,8 +196,8 @@ def _measured(delta: Float64, base: Any, new: Any) -> _Seen:
     error = got - old
     error -= delta
     squares.insert(0, np.vdot(error, error))
-    last_place = np.maximum(np.abs(got, out=got), float(info.smallest_normal), out=got)
-    last_place *= float(info.eps)
+    np.maximum(np.abs(got, out=got), float(info.smallest_normal), out=got)
+    last_place = np.ldexp(float(info.eps), np.frexp(got)[1] - 1)
     with np.errstate(invalid="ignore"):  # infinity over infinity is as far off as can be
         off = float(np.max(np.abs(error, out=error) / last_place, initial=0.0))
     return _Seen(math.inf if math.isnan(off) else off, np.array(squares, np.float64))

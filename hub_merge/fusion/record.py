@@ -16,7 +16,7 @@ from hub_merge.frontmatter import LicenseDetails
 from hub_merge.layout import RECORD_FILE
 from hub_merge.licenses import Licensed, LicenseVerdict, united
 from hub_merge.provenance import MAX_RECORD
-from hub_merge.recipe import SCHEMA_VERSION, Parent
+from hub_merge.recipe import SCHEMA_VERSION, Parent, require_schema
 
 __all__ = ["BaseModel", "FusionRecord", "is_fused", "read_fusion"]
 
@@ -106,8 +106,9 @@ class FusionRecord:
         """
         try:
             content = json.loads(text)
-            if content.pop("schema_version") > SCHEMA_VERSION or content.pop("kind") != KIND:
-                raise ValueError("another kind, or a newer version")
+            require_schema(content.pop("schema_version"))
+            if content.pop("kind") != KIND:
+                raise ValueError("another kind")
             base = content.pop("base")
             return cls(
                 base=BaseModel(**{**base, "files": tuple(base["files"]), "license_details": _details(base)}),

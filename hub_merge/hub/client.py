@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property, partial
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from hub_merge.bases import former_name
 from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
-from hub_merge.hub.cached import has_size, require_digest
+from hub_merge.hub.cached import clear_partial, has_size, require_digest, require_same
 from hub_merge.hub.contents import Contents, adapter_files, contents, matching_files
 from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
@@ -22,6 +22,7 @@ from hub_merge.hub.references import Reference, is_model_id
 from hub_merge.hub.repositories import PinnedRepo, RepoType, cached_repo, copied_from, pinned_repo
 from hub_merge.hub.transport import PATIENCE, Gate, retried, time_limit
 from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES
+from hub_merge.workspace import write_whole
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
@@ -343,7 +344,7 @@ class Hub:
         """
         if self.offline:
             raise offline("Writing to the Hub")
-        with time_limit(max(self._timeout, LEAST_TIME_TO_WRITE)):
+        with time_limit(max(self._timeout, LEAST_TIME_TO_WRITE), self._patience):
             return call()
 
     def headers(self) -> dict[str, str]:
@@ -376,12 +377,11 @@ class Hub:
         revision = pinned.revision or "main"
         if revision == pinned.commit:
             return
-        ref = self._cache_of(pinned.repo_id) / "refs" / revision
+        cache = self._cache_of(pinned.repo_id)
+        ref = cache / "refs" / revision
         with suppress(OSError):
             ref.parent.mkdir(parents=True, exist_ok=True)
-            fresh = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
-            fresh.write_text(pinned.commit)
-            fresh.replace(ref)
+            write_whole(ref, pinned.commit, place=cache)
 
     def _cache_of(self, repo_id: str) -> Path:
         return self.cache_dir / f"models--{repo_id.replace('/', '--')}"
@@ -410,7 +410,8 @@ class Hub:
         )
         self.ask(download, pinned.repo_id, f"{pinned.label} ({name})")
         if has_size(target, size):
-            require_digest(target, file.sha256, f"{pinned.label} ({name})")
+            require_digest(target, file, f"{pinned.label} ({name})")
+            clear_partial(target, self.cache_dir / ".locks" / self._cache_of(pinned.repo_id).name)
             return target
         raise AdapterFormatError(
             f"{pinned.label} ({name}) arrived with a size other than the {size} bytes that the repository states.",
@@ -454,13 +455,15 @@ class _Reader:
         self._pinned = pinned
 
     def text(self, name: str, most: int = MOST_TEXT) -> bytes:
-        size = self._pinned.files[self._pinned.path(name)].size
-        if size > most:
+        file, subject = self._pinned.files[self._pinned.path(name)], f"{self._pinned.label} ({name})"
+        if file.size > most:
             raise AdapterFormatError(
-                f"{self._pinned.label} ({name}) has {size} bytes; at most {most} are read.",
+                f"{subject} has {file.size} bytes; at most {most} are read.",
                 remedy="Take another revision, or ask its author to shorten the file.",
             )
-        return self.read(name, 0, size)
+        content = self.read(name, 0, file.size)
+        require_same(BytesIO(content), file, subject)
+        return content
 
     def read(self, name: str, start: int, end: int) -> bytes:
         if start >= end:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from hub_merge.choice import FULL_MODELS, PICKLED_WEIGHTS, PICKLES, Choice, all_shards, choose
+from hub_merge.choice import FULL_MODELS, PICKLES, Choice, choose, peft_weights, pickled
 from hub_merge.errors import AdapterError, AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
 from hub_merge.hub.failures import offline
 from hub_merge.hub.repositories import PinnedRepo
@@ -29,10 +29,6 @@ COMPANIONS = (
     *TOKENIZER_FILES,
     RECORD_FILE,
     RECIPE_FILE,
-)
-CONVERT = (
-    f"Read {PICKLED_WEIGHTS} with --allow-pickle (allow_pickle=True), which runs none of it, or ask its author for "
-    "safetensors: `model.save_pretrained(folder, safe_serialization=True)`."
 )
 MOST_NAMED = 8
 
@@ -76,11 +72,10 @@ def contents(pinned: PinnedRepo, *, allow_pickle: bool = False) -> Contents:
     chosen = _choice(pinned, names)
     if not chosen.is_peft:
         return Contents((CONFIG_FILE,) * chosen.has_config, (), (chosen.file,), False)
-    weights = (WEIGHTS_FILE,) if WEIGHTS_FILE in names else _shards(pinned, names)
-    index = () if WEIGHTS_FILE in weights else (INDEX_FILE,)
-    if not weights and allow_pickle and PICKLED_WEIGHTS in names:
-        weights, index = (PICKLED_WEIGHTS,), ()
+    weights = peft_weights(names, allow_pickle=allow_pickle)
+    _require_all(weights, pinned, names)
     if CONFIG_FILE in names and weights:
+        index = () if WEIGHTS_FILE in weights else tuple({INDEX_FILE} & names)
         return Contents((CONFIG_FILE,), index, weights, True)
     raise offline(pinned.label) if pinned.from_cache else _explanation(pinned, names)
 
@@ -114,14 +109,13 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _shards(pinned: PinnedRepo, names: frozenset[str]) -> tuple[str, ...]:
-    wanted = all_shards(names) if INDEX_FILE in names else []
-    if names.issuperset(wanted):
-        return tuple(wanted)
+def _require_all(weights: Collection[str], pinned: PinnedRepo, names: frozenset[str]) -> None:
+    if names.issuperset(weights):
+        return
     if pinned.from_cache:
         raise offline(pinned.label)
     raise AdapterFormatError(
-        f"{pinned.label} holds {len(names.intersection(wanted))} of the {len(wanted)} files of its weights.",
+        f"{pinned.label} holds {len(names.intersection(weights))} of the {len(weights)} files of its weights.",
         remedy="Take a revision at which all are uploaded.",
     )
 
@@ -137,13 +131,8 @@ def _explanation(pinned: PinnedRepo, names: frozenset[str]) -> HubMergeError:
             f"{pinned.label} holds a full model ({full[0]}), not a LoRA adapter.",
             remedy="Take another repository.",
         )
-    pickles = sorted(name for name in names if name.endswith(PICKLES))
-    if pickles:
-        return UnsupportedAdapter(
-            f"{pinned.label} holds its weights as a pickle only ({', '.join(pickles[:MOST_NAMED])}), "
-            "which can run any code when it is opened; it was not downloaded.",
-            remedy=CONVERT,
-        )
+    if refusal := pickled(names):
+        return UnsupportedAdapter(f"{pinned.label}: {refusal.problem}", remedy=refusal.remedy)
     return AdapterNotFound(
         f"{pinned.label} has no {WEIGHTS_FILE if has_config else CONFIG_FILE} in {_place(pinned)}.",
         remedy="Name the repository, folder and revision of a LoRA adapter, in PEFT format or one that is known.",

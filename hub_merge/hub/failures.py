@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hub_merge.errors import AdapterError, AdapterNotFound, HubMergeError, HubUnavailable
-from hub_merge.hub.transport import TRANSIENT, wait_asked_for
+from hub_merge.hub.transport import TRANSIENT, GivenUp, wait_asked_for
 
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
@@ -109,7 +109,7 @@ def _unreachable(error: BaseException, asked: Asked) -> HubUnavailable | None:
     from httpx2 import HTTPError, InvalidURL, TimeoutException
 
     match error:
-        case TimeoutException():
+        case TimeoutException() | GivenUp():
             return HubUnavailable(f"{asked.endpoint} did not answer in time about {asked.subject}.", remedy=TRY_AGAIN)
         case HTTPError() | InvalidURL():
             return HubUnavailable(

@@ -12,11 +12,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hub_merge.adapter import LoraFactors
 from hub_merge.errors import MergeError, UnknownMethod
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 __all__ = [
     "PROMISES",
@@ -296,11 +299,19 @@ def _read_option(name: str, hint: Any, default: Any) -> Option:
 
 
 @cache
-def _load_all() -> Mapping[str, Method]:
-    """Import every file of this folder and every entry point, once; what an entry point breaks is left out."""
+def _load_own() -> None:
+    """Import every file of this folder, once."""
     package = importlib.import_module("hub_merge.methods")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"hub_merge.methods.{module.name}")
+
+
+@cache
+def _load_all() -> Mapping[str, Method]:
+    """Import every file of this folder and every entry point, once; what an entry point breaks is left out."""
+    from importlib.metadata import entry_points  # slow to import, and most merges need no package's method
+
+    _load_own()
     for entry_point in entry_points(group=ENTRY_POINTS):
         _load_package(entry_point)
     return _methods
@@ -331,10 +342,16 @@ def list_methods() -> tuple[Method, ...]:
 def get_method(name: str) -> Method:
     """Return the method of that name or alias.
 
+    Methods of other packages are looked for only if none here has the name, which they could not take anyway.
+
     Raises:
         UnknownMethod: There is none.
     """
-    methods = _load_all()
+    if name not in _methods and name.isidentifier() and find_spec(f"hub_merge.methods.{name}"):
+        importlib.import_module(f"hub_merge.methods.{name}")  # the others stay unread
+    if name not in _methods:
+        _load_own()
+    methods = _methods if name in _methods else _load_all()
     if name in methods:
         return methods[name]
     close = difflib.get_close_matches(name, methods, n=1)

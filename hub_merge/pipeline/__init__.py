@@ -4,22 +4,27 @@ This is the only place where findings become exceptions. Each step is a file, wh
 opening, merging, references, documents, saving, recipes, verifying, publishing.
 """
 
-from hub_merge.pipeline.documents import card_of
-from hub_merge.pipeline.merging import compress, merge
-from hub_merge.pipeline.opening import followers
-from hub_merge.pipeline.publishing import is_open, push, push_folder, require_lawful
-from hub_merge.pipeline.recipes import merge_to_folder, run
-from hub_merge.pipeline.references import (
-    advise_on_references,
-    check_references,
-    inspect_reference,
-    score_references,
-    search,
-)
-from hub_merge.pipeline.saving import save
-from hub_merge.pipeline.verifying import verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hub_merge.pipeline.documents import add_measurements, card_of
+    from hub_merge.pipeline.merging import compress, merge
+    from hub_merge.pipeline.opening import followers
+    from hub_merge.pipeline.publishing import is_open, push, push_folder, require_lawful
+    from hub_merge.pipeline.recipes import merge_to_folder, run
+    from hub_merge.pipeline.references import (
+        advise_on_references,
+        check_references,
+        inspect_reference,
+        score_references,
+        search,
+    )
+    from hub_merge.pipeline.saving import save
+    from hub_merge.pipeline.verifying import verify
 
 __all__ = [
+    "add_measurements",
     "advise_on_references",
     "card_of",
     "check_references",
@@ -38,3 +43,31 @@ __all__ = [
     "search",
     "verify",
 ]
+
+_HOME = {
+    "add_measurements": "documents",
+    "advise_on_references": "references",
+    "card_of": "documents",
+    "check_references": "references",
+    "compress": "merging",
+    "followers": "opening",
+    "inspect_reference": "references",
+    "is_open": "publishing",
+    "merge": "merging",
+    "merge_to_folder": "recipes",
+    "push": "publishing",
+    "push_folder": "publishing",
+    "require_lawful": "publishing",
+    "run": "recipes",
+    "save": "saving",
+    "score_references": "references",
+    "search": "references",
+    "verify": "verifying",
+}
+"""Where each step lives; imported when it is first used: a merge of adapters at hand needs neither client nor card."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"hub_merge.pipeline.{_HOME[name]}"), name)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from hub_merge.card import render_card, update_card
 from hub_merge.formats.peft import contained
 from hub_merge.layout import CARD_FILE, PICTURE_FILE, RECIPE_FILE, RECORD_FILE
+from hub_merge.measurements import Measurement
 from hub_merge.provenance import read_record
 from hub_merge.recipe import MergeRecord
 from hub_merge.scores import Scores
+from hub_merge.workspace import write_whole
 
-__all__ = ["card_of", "document", "keep_words", "picture_in"]
+__all__ = ["add_measurements", "card_of", "document", "keep_words", "picture_in"]
 
 
 def document(record: MergeRecord, stage: Path, pictured: Scores | None) -> None:
@@ -45,9 +49,31 @@ def card_of(folder: Path, *, repo_id: str | None = None, write: bool = False) ->
     if path.is_file():
         text = update_card(path.read_text(encoding="utf-8"), text)
     if write:
-        path.write_text(text, encoding="utf-8")
+        write_whole(path, text)
     return text
 
 
 def picture_in(folder: Path) -> str | None:
     return PICTURE_FILE if (folder / PICTURE_FILE).is_file() else None
+
+
+def add_measurements(folder: Path, measured: Iterable[Measurement]) -> MergeRecord:
+    """Add what was measured to the record and the card of the composite in ``folder``, and return the new record.
+
+    A newer figure replaces an older one of the same data, metric and subject; what the user wrote around our part of
+    the card stays. The weights are not touched.
+
+    Raises:
+        AdapterNotFound: The folder holds no composite.
+        RecipeError: The record is damaged, or of a newer version.
+    """
+    record = read_record(folder)
+    entries = {entry.key: entry for entry in (*record.measured, *measured)}
+    record = replace(record, measured=tuple(entries.values()))
+    card = contained(folder, CARD_FILE)
+    text = render_card(record, picture=picture_in(folder))
+    if card.is_file():
+        text = update_card(card.read_text(encoding="utf-8"), text)
+    write_whole(contained(folder, RECORD_FILE), record.to_json())
+    write_whole(card, text)
+    return record

@@ -6,21 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from hub_merge.adapter import Adapter
-from hub_merge.compat import Compatibility, check
+from hub_merge.adapter import Adapter, unique_names
+from hub_merge.budgets import budget
+from hub_merge.compat import Compatibility, check, total_rank
 from hub_merge.composite import Composite, compose
 from hub_merge.errors import IncompatibleAdapters, MergeError, RecipeError
 from hub_merge.extras import decide
-from hub_merge.findings import Finding, Report
+from hub_merge.findings import REFUSE, Finding, Report
 from hub_merge.formats.tensors import WRITABLE
 from hub_merge.lineage import Follow
 from hub_merge.methods import Method, get_method
 from hub_merge.outliers import dominance_findings
-from hub_merge.pipeline.opening import affordable
 from hub_merge.ranks import Profile, Rank, require_rank
-from hub_merge.recipe import REFUSE, Weight, checked_weight
+from hub_merge.weights import Weight, checked_weight
 
-__all__ = ["checked_weights", "compress", "merge", "require_choices"]
+__all__ = ["affordable", "checked_weights", "compress", "merge", "require_choices"]
 
 
 def merge(
@@ -97,6 +97,14 @@ def merge(
         allow=allow,
         beside=beside,
     )
+
+
+def affordable(adapters: Sequence[Adapter]) -> list[Adapter]:
+    """Return the adapters under unique names, or raise ``BudgetExceeded``; none of their numbers is read."""
+    limits = budget()
+    limits.require_adapters(len(adapters))
+    limits.require_rank(total_rank(adapters), "The exact sum")
+    return unique_names(adapters)
 
 
 def checked_weights(adapters: Sequence[Adapter], weights: Sequence[Weight] | None) -> list[Weight]:

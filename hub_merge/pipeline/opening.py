@@ -7,14 +7,14 @@ from pathlib import Path
 
 from hub_merge.adapter import Adapter
 from hub_merge.budgets import budget
-from hub_merge.compat import Compatibility, check, total_rank
+from hub_merge.compat import Compatibility, check
 from hub_merge.errors import HubUnavailable
 from hub_merge.hub import Hub
 from hub_merge.lineage import Follow
 from hub_merge.pipeline.progress import Progress
-from hub_merge.sources import open_adapter, unique_names
+from hub_merge.sources import open_adapter
 
-__all__ = ["affordable", "checked", "followers", "open_all"]
+__all__ = ["checked", "followers", "open_all"]
 
 
 def open_all(references: Sequence[str | Path], hub: Hub, progress: Progress) -> list[Adapter]:
@@ -25,14 +25,6 @@ def open_all(references: Sequence[str | Path], hub: Hub, progress: Progress) -> 
         adapters.append(open_adapter(reference, hub=hub))
     progress("pull", len(adapters), len(adapters))
     return adapters
-
-
-def affordable(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """Return the adapters under unique names, or raise ``BudgetExceeded``; none of their numbers is read."""
-    limits = budget()
-    limits.require_adapters(len(adapters))
-    limits.require_rank(total_rank(adapters), "The exact sum")
-    return unique_names(adapters)
 
 
 def checked(adapters: Sequence[Adapter], hub: Hub, base: str | None = None, allow: Sequence[str] = ()) -> Compatibility:

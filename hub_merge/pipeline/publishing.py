@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hub_merge.adapter import Adapter, Origin
-from hub_merge.card import published_card, render_card, update_card
+from hub_merge.card import benchmark_files, published_card, render_card, update_card
 from hub_merge.errors import HubMergeError, PublishError
 from hub_merge.formats.peft import contained
 from hub_merge.hub import Hub, Reference
@@ -21,6 +20,7 @@ from hub_merge.provenance import read_record
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord, Parent
 from hub_merge.sources import base_origin
+from hub_merge.workspace import workspace
 
 __all__ = ["is_open", "push", "push_folder", "require_lawful"]
 
@@ -73,7 +73,11 @@ def push_folder(
         hub=hub,
         files=files,
         private=private,
-        texts=lambda full_id, published: {**added, **_card_to_publish(folder, record, full_id, published)},
+        texts=lambda full_id, published: {
+            **added,
+            **benchmark_files(record),
+            **_card_to_publish(folder, record, full_id, published),
+        },
         **asked,
     )
 
@@ -85,11 +89,13 @@ def _with_base(record: MergeRecord, folder: Path, hub: Hub) -> tuple[MergeRecord
     base = base_origin(record.base_model, hub)
     if base is None:
         return record, {}
-    record = replace(record, base_license=base.license, base_license_details=base.license_details)
+    record = replace(
+        record, base_license=base.license, base_license_details=base.license_details, base_commit=base.commit
+    )
     carried = carried_texts(record, base, [Origin()] * len(record.parents))
     kept = {name: contained(folder, name) for name in carried_names(record)}
     there = {name: path.read_text(encoding="utf-8") for name, path in kept.items() if path.is_file()}
-    return record, {**carried, **notice_texts(record, {**there, **carried}), RECORD_FILE: record.to_json()}
+    return record, {**carried, **notice_texts(verdict_of(record), {**there, **carried}), RECORD_FILE: record.to_json()}
 
 
 def require_lawful(verdict: LicenseVerdict, repo_id: str, *, accept_unknown: bool) -> None:
@@ -130,6 +136,6 @@ def is_open(source: Parent | Origin, hub: Hub) -> bool:
 
 def push(adapter: Adapter, repo_id: str, *, token: str | bool | None = None, **asked: Any) -> Published:
     """Write ``adapter`` to a temporary folder and publish it; see ``push_folder`` for the arguments."""
-    with tempfile.TemporaryDirectory() as root:
-        folder = save(adapter, Path(root) / "composite")
+    with workspace() as place:
+        folder = save(adapter, place / "composite")
         return push_folder(folder, repo_id, hub=Hub(token=token), **asked)

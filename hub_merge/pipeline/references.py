@@ -12,12 +12,12 @@ from hub_merge.errors import IncompatibleAdapters
 from hub_merge.findings import Finding, Report
 from hub_merge.hub import Hub, Listing
 from hub_merge.lineage import Standing, standings
-from hub_merge.pipeline.merging import checked_weights
-from hub_merge.pipeline.opening import affordable, checked, followers, open_all
+from hub_merge.pipeline.merging import affordable, checked_weights
+from hub_merge.pipeline.opening import checked, followers, open_all
 from hub_merge.pipeline.progress import Progress, silent
-from hub_merge.recipe import Weight
 from hub_merge.scores import Scores, score
 from hub_merge.sources import Opened, open_headers
+from hub_merge.weights import Weight
 
 __all__ = ["advise_on_references", "check_references", "inspect_reference", "score_references", "search"]
 

@@ -13,6 +13,7 @@ from hub_merge.formats.opening import open_adapter_files
 from hub_merge.formats.output import get_format
 from hub_merge.formats.tensors import dtype_named
 from hub_merge.layout import CARD_FILE, OWN_CONTENT, RECORD_FILE
+from hub_merge.licenses import verdict_of
 from hub_merge.notices import carried_texts, notice_texts, write_texts
 from hub_merge.pipeline.documents import document, keep_words
 from hub_merge.pipeline.merging import merge
@@ -22,7 +23,7 @@ from hub_merge.provenance import build_record
 from hub_merge.scores import Scoring
 from hub_merge.staging import staged
 
-__all__ = ["save"]
+__all__ = ["require_room", "save"]
 
 HEADER_BYTES = 1000
 """More than two tensors take in the header of a file."""
@@ -64,7 +65,7 @@ def save(
     folder = folder.expanduser()
     _require_no_parent(folder, composite)
     target.require_content(composite)
-    _require_room(composite, folder)
+    require_room(composite, folder)
     total = len(composite.modules)
     with staged(folder, force, OWN_CONTENT) as stage:
         target.write(
@@ -83,7 +84,7 @@ def save(
         record = build_record(composite, stage, scores, proof, base, target)
         document(record, stage, scores if picture else None)
         carried = carried_texts(record, base, [parent.origin for parent in composite.parents])
-        write_texts(stage, {**carried, **notice_texts(record, carried)})
+        write_texts(stage, {**carried, **notice_texts(verdict_of(record), carried)})
         if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
             keep_words(folder / CARD_FILE, stage / CARD_FILE)
     return folder
@@ -100,8 +101,8 @@ def _require_no_parent(folder: Path, composite: Composite) -> None:
             )
 
 
-def _require_room(composite: Composite, folder: Path) -> None:
-    """Raise ``BudgetExceeded`` if the file would be too large: every module is padded to the one rank."""
+def require_room(composite: Composite, folder: Path) -> None:
+    """Raise ``BudgetExceeded`` if the file would be too large for ``folder``: each module is padded to the one rank."""
     numbers = composite.rank * sum(sum(spec.shape) for spec in composite.modules.values())
     size = numbers * dtype_named(composite.dtype).itemsize + HEADER_BYTES * len(composite.modules)
     limits = budget()

@@ -1,46 +1,93 @@
-"""Verifying a composite: its parents are had again and merged again."""
+"""Verifying a composite: its parents are had again at their commits and merged again."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hub_merge.adapter import Adapter
+from hub_merge.composite import Composite
 from hub_merge.errors import HubMergeError
+from hub_merge.formats.output import get_format
 from hub_merge.hub import Hub
 from hub_merge.pipeline.progress import Progress, counter, silent
 from hub_merge.pipeline.recipes import carry_out, converted_parents, finder
+from hub_merge.pipeline.saving import require_room
 from hub_merge.proof import Proof, prove
-from hub_merge.provenance import read_record, reopen, require_files
-from hub_merge.sources import open_adapter
+from hub_merge.provenance import read_record
+from hub_merge.recipe import MergeRecord
+from hub_merge.reopening import reopen
+from hub_merge.sources import digests, open_adapter
+from hub_merge.verification import Difference, Verification, changed_files, differing_tensors, failed_checks
+from hub_merge.workspace import workspace
 
 __all__ = ["verify"]
 
 
 def verify(
     reference: str | Path, *, parents: Sequence[str | Path] = (), hub: Hub, progress: Progress = silent
-) -> Proof:
-    """Return what comparing a composite with its own record shows: its parents are opened and merged again.
+) -> Verification[Proof]:
+    """Return whether the record of a composite makes the same composite again.
+
+    Every parent is opened at its commit and compared with the hashes that were recorded. They are merged again as the
+    recipe says, and the result compared with the composite: bit by bit for a linear combination without truncation,
+    such as ``sum``; by the tolerance of the proof for what an SVD or a search makes, whose last bits depend on the
+    processor.
 
     Args:
         reference: Composite on the Hub or in a folder.
-        parents: Folders of parents that were local; they are recognised by their hashes.
+        parents: Folders or files of parents that were local; they are recognised by their hashes, else by their names.
         hub: Client to pull with.
-        progress: Told of each module that is compared.
+        progress: Told of each module that is written or compared.
 
     Raises:
-        ProofFailed: A file of the composite or of a parent is not the one that was recorded.
-        AdapterNotFound: A parent is gone, or a local one was not given.
+        AdapterNotFound: There is no such composite, or it has no record.
+        RecipeError: The record is damaged, or of a newer version.
+        HubUnavailable: The Hub did not answer, so that nothing can be said.
     """
     written = open_adapter(reference, hub=hub)
     folder = written.origin.folder
     if folder is None:
         raise HubMergeError("The composite is not on disk.")
     record = read_record(folder)
-    require_files(written, record.output["files"], str(reference))
-    weights = [source.convert.base_weights for source in record.recipe.models if source.convert]
-    bases = {Path(place).name for place in weights if place and place.startswith(".")}
-    local = [open_adapter(Path(parent), hub=hub) for parent in parents if Path(parent).name not in bases]
-    found = [reopen(parent, local, hub) for parent in record.parents]
-    adapters = converted_parents(record.recipe, found, hub, finder(parents), progress)
-    asked = carry_out(record.recipe, adapters)
-    return prove(folder, written, asked, counter("prove", len(asked.modules), progress))
+    bases = [source.convert.base_weights for source in record.recipe.models if source.convert]
+    helpers = {Path(place).name for place in bases if place and place.startswith(".")}
+    again = reopen(record.parents, [path for path in parents if Path(path).name not in helpers], hub)
+    differences = [*changed_files(digests(written), record.output["files"]), *again.differences]
+    if again.adapters is None:
+        return Verification(None, tuple(differences), again.missing, None)
+    try:
+        adapters = converted_parents(record.recipe, again.adapters, hub, finder(parents), progress)
+        return _compared(record, written, carry_out(record.recipe, adapters), differences, progress)
+    except HubMergeError:
+        if not differences:
+            raise
+        return Verification(None, tuple(differences), (), None)  # what has changed need not fit together any more
+
+
+def _compared(
+    record: MergeRecord, written: Adapter, asked: Composite, known: Sequence[Difference], progress: Progress
+) -> Verification[Proof]:
+    """Compare the composite with the merge made again; ``known`` is what differs from the record already."""
+    weights = Path(str(written.origin.folder)) / written.origin.files[-1]
+    total = len(asked.modules)
+    proof = prove(weights.parent, written, asked, counter("prove", total, progress))
+    exact = asked.is_linear and not any(parent.converted for parent in asked.parents)
+    found = [*known, *failed_checks(proof, weights.name)]
+    if exact or found:
+        other = _differing(record, weights, asked, counter("write", total, progress))
+        if other:
+            found.append(Difference("", weights.name, other, f"{len(other)} tensors are not what the parents give"))
+    return Verification(exact, tuple(found), (), proof)
+
+
+def _differing(
+    record: MergeRecord, weights: Path, asked: Composite, progress: Callable[[str], None]
+) -> tuple[str, ...]:
+    """Return the tensors of the composite that are not, bit by bit, those that writing it again gives."""
+    target = get_format(record.output.get("format", "peft"))
+    with workspace() as place:
+        require_room(asked, place / weights.name)
+        base, rank = asked.base_model, asked.uniform_rank
+        target.write(asked, place, base_model=base, dtype=asked.dtype, rank=rank, progress=progress)
+        return differing_tensors(weights, place / target.files[-1])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write"]
 
+NOTHING = "So nothing was published."
 PAUSES = (0.0, 0.5, 1.5)
 """Seconds between looks for a commit whose answer was lost."""
 
@@ -30,13 +31,13 @@ def write(
     """Create repository and branch where needed and commit; return the commit and the address of the pull request."""
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    with told(job):
+    with told(job, NOTHING):
         if CARD_FILE in changed:
             _check_card(job)
         if target.head is None:
             job.hub.send(lambda: job.hub.api.create_repo(job.repo_id, private=private, repo_type=job.repo_type))
-    created = f"The repository {job.url} was created and is empty; it was not deleted."
-    with told(job, "" if target.head else created):
+    created = f"{NOTHING} The repository {job.url} was created and is empty; it was not deleted."
+    with told(job, NOTHING if target.head else created):
         head = target.head.commit if target.head else job.describe(Reference(job.repo_id)).commit
         if job.branch and target.is_new_branch:
             branch = job.branch

@@ -17,7 +17,7 @@ __all__ = ["told"]
 
 
 @contextmanager
-def told(job: Job, left: str = "") -> Iterator[None]:
+def told(job: Job, left: str) -> Iterator[None]:
     """Turn what goes wrong inside into a ``PublishError`` that also says what was ``left`` behind."""
     from httpx2 import HTTPError
 
@@ -54,7 +54,7 @@ def _refusal(error: HfHubHTTPError, job: Job) -> PublishError:
         402: (f"The Hub asks to be paid for {job.repo_id}: {words}", f"See {job.hub.endpoint}/settings/billing ."),
         403: (f"{job.user} may not write to {job.repo_id}: {words}", no_right(job).remedy),
         409: (f"{job.repo_id} came into being meanwhile: {words}", "Publish again, after a look at it."),
-        412: (f"{job.repo_id} changed meanwhile; nothing was published.", "Publish again on top of what is there now."),
+        412: (f"{job.repo_id} changed meanwhile.", "Publish again on top of what is there now."),
     }
     problem, remedy = reasons.get(
         status, (f"The Hub refused to write to {job.repo_id} (status {status}): {words}", "Try again later.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from hub_merge.layout import CARD_FILE, RECORD_FILE
 from hub_merge.publish.commit import write
 from hub_merge.publish.job import Action, Job, Published, PublishedFile, Target, is_same, no_right
 from hub_merge.publish.shelf import Shelf, check_collection, check_tag, put_on_shelf
+from hub_merge.workspace import workspace
 
 __all__ = ["publish_folder"]
 
@@ -85,11 +85,11 @@ def publish_folder(
         job = replace(job, repo_id=target.head.repo_id)
         _check_existing(job, target.head, private=private, force=force, mark=mark)
     check_collection(job, shelf, owners)
-    with tempfile.TemporaryDirectory() as place:
+    with workspace() as place:
         if texts is not None:
             written = texts(job.repo_id, _readme(job, target.head))
             job = replace(
-                job, paths={**paths, **{name: _written(Path(place) / name, text) for name, text in written.items()}}
+                job, paths={**paths, **{name: _written(place / name, text) for name, text in written.items()}}
             )
         published = _publish(job, target, shelf, replaced, private=private, dry_run=dry_run)
     published = replace(published, branch=branch, tag=tag, collection=collection)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hub_merge.plots import write_picture
+from hub_merge.plots import draw_to
 from hub_merge.zoo.families import Families
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def draw_map(found: Families, path: Path) -> None:
     Raises:
         HubMergeError: matplotlib is not installed, or the suffix is another one.
     """
-    write_picture(path, lambda figure: _draw(found, figure))
+    draw_to(path, lambda figure: _draw(found, figure))
 
 
 def _draw(found: Families, figure: Figure) -> None:

@@ -61,6 +61,13 @@ def header_of_empty_lists(folder: Path) -> None:
     put(folder, weights=safetensors_of(b'{"x":[' + b"[]," * 8_000_000 + b"[]]}"))
 
 
+@attack("AdapterFormatError", "claims 100000000 bytes")
+def header_of_a_hundred_megabytes(folder: Path) -> None:
+    """All of them are there, so that the length alone refuses it."""
+    put(folder, weights=(10**8).to_bytes(8, "little") + b'{"x":')
+    grow(folder / WEIGHTS, 10**8 + 100)
+
+
 @attack("AdapterFormatError", "does not parse")
 def header_of_empty_objects(folder: Path) -> None:
     put(folder, weights=safetensors_of(b'{"x":[' + b"{}," * 8_000_000 + b"{}]}"))
@@ -226,6 +233,21 @@ def regexes_by_the_thousand(folder: Path) -> None:
 def patterns_times_modules(folder: Path) -> None:
     patterns = {f"{number}.q_proj": 2 for number in range(2000, 40_000)}
     put(folder, config=config_of(r=1, alpha_pattern=patterns), weights=weights_of(dict.fromkeys(NAMES, (1, (1, 1)))))
+
+
+@attack("finding", "rank_mismatch")
+def targets_whose_regex_takes_for_ever(folder: Path) -> None:
+    """Which modules were trained is told by the tensors; nobody asks the expression."""
+    names = {f"base_model.model.{'a' * 60}b": (3, (6, 5))}
+    evil = {"target_modules": "(a+)+$|(a|a)*x", "exclude_modules": "(.*)*y", "layers_pattern": "(a+)+$"}
+    put(folder, config=config_of(layers_to_transform=[0], **evil), weights=weights_of(names))
+
+
+@attack("AdapterFormatError", "500000 experts")
+def experts_by_the_hundred_thousand(folder: Path) -> None:
+    """Four megabytes that would be half a million modules."""
+    config = config_of(r=1, target_modules=[], target_parameters=["experts.up"])
+    put(folder, config=config, weights=weights_of({"base_model.model.experts": (500_000, (1, 1))}))
 
 
 @attack("finding", "module_name")

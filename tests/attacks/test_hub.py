@@ -238,6 +238,7 @@ def test_a_record_that_points_elsewhere_or_holds_something_else_is_refused(
         verify(folder, hub=client)
 
 
+@pytest.mark.leaks_on_purpose
 def test_a_parent_that_a_record_gives_two_places_is_fetched_from_its_repository(
     hub_lfs: HubDouble, client: Hub, tmp_path: Path
 ) -> None:

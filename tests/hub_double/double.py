@@ -130,9 +130,19 @@ class HubDouble:
     def page_size(self, size: int) -> None:
         self._state.page_size = size
 
+    def tamper(self, repo_id: str, path: str, content: bytes, revision: str = "main") -> None:
+        """Put other bytes into a file of a commit, whose name stays: what no honest Hub does."""
+        commit = self._commit(self.repo(repo_id), revision)
+        with self._application.lock:
+            dict.__setitem__(commit.files, path, self._state.file(path, content))  # type: ignore[arg-type]
+
     def repo(self, repo_id: str, repo_type: str = "model") -> Repo:
         """The repository itself; its settings (``private``, ``gated``, ...) may be changed at any time."""
         return self._state.repos[repo_type, repo_id]
+
+    def repos(self) -> list[Repo]:
+        """Every repository."""
+        return list(self._state.repos.values())
 
     def commits(self, repo_id: str, revision: str = "main", repo_type: str = "model") -> list[Commit]:
         """Commits of a branch, newest first."""
@@ -154,6 +164,10 @@ class HubDouble:
     def grant(self, repo_id: str, user: str, repo_type: str = "model") -> None:
         """Let a user into a gated or private repository."""
         self.repo(repo_id, repo_type).granted.add(user)
+
+    def forget(self, content: bytes) -> None:
+        """Let a large file be unknown again, so that whoever publishes it has to send it."""
+        self._state.storage.forget(content)
 
     def delete_repo(self, repo_id: str, repo_type: str = "model") -> None:
         del self._state.repos[repo_type, repo_id]

@@ -72,6 +72,8 @@ class Application:
             transport.abort()
             return
         response.headers.update(fault.headers)
+        if fault.loop:
+            response.status_code, response.headers["Location"] = 307, path
         request.status = response.status_code
         await _send(response, fault, send, transport)
 
@@ -140,13 +142,20 @@ async def _send(
     transport: asyncio.Transport,
 ) -> None:
     body = bytes(response.body)
+    if fault.garbled and body:
+        body = body[:-1] + bytes([body[-1] ^ 1])
     if fault.length is not None:
         body = body[: fault.length].ljust(fault.length, b"\0")
         response.headers["content-length"] = str(len(body))
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
-    if fault.cut == "body":
+    if fault.cut in ("body", "reset"):
         await send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
-        transport.close()
+        (transport.close if fault.cut == "body" else transport.abort)()
+    elif fault.drip:
+        for place in range(len(body)):
+            await send({"type": "http.response.body", "body": body[place : place + 1], "more_body": True})
+            await asyncio.sleep(fault.drip)
+        await send({"type": "http.response.body", "body": b""})
     else:
         await send({"type": "http.response.body", "body": body})
 

@@ -40,6 +40,11 @@ class Storage:
                 self._known.setdefault(found.sha256, StoredObject(found.sha256, found.size, found.xet_hash))
         return self._known.get(sha256)
 
+    def forget(self, content: bytes) -> None:
+        sha256 = hashlib.sha256(content).hexdigest()
+        self._known.pop(sha256, None)
+        (self._folder / sha256).unlink(missing_ok=True)
+
     def read(self, sha256: str) -> bytes:
         path = self._folder / sha256
         stored = self._known[sha256]

@@ -17,7 +17,6 @@ from hub_merge.cli.options import (
     energy_option,
     force_option,
     output_option,
-    output_options,
     pickle_option,
     profile_option,
     token_option,
@@ -30,7 +29,7 @@ from hub_merge.cli.recipes import read_recipe, recipe_of, recipe_path
 if TYPE_CHECKING:
     from hub_merge.recipe import MergeRecord
 
-__all__ = ["compress", "convert", "merge", "verify"]
+__all__ = ["compress", "convert", "merge"]
 
 
 @command(
@@ -209,25 +208,3 @@ def _write_one(
         force=force,
         progress=out.progress(),
     )
-
-
-@command(examples=["verify someone/math-medicine", "verify ./math-medicine ./math ./medicine"])
-@click.argument("composite")
-@click.argument("parents", nargs=-1, metavar="[PARENT]...")
-@pickle_option
-@token_option
-@output_options
-def verify(out: Output, composite: str, parents: tuple[str, ...], token: str | None, allow_pickle: bool) -> None:
-    """Prove that a composite is the merge its record tells of.
-
-    Its parents are fetched at their recorded commits and merged again. PARENT is the folder or file of one that was
-    local when the composite was made; it is recognised by its hashes. The exit code is 1 when the proof fails.
-    """
-    from hub_merge.cli.show.merges import print_proof
-    from hub_merge.pipeline import verify as verify_composite
-
-    hub = client(out, token, allow_pickle=allow_pickle)
-    proof = verify_composite(composite, parents=parents, hub=hub, progress=out.progress())
-    print_proof(out, composite, proof)
-    if not proof.passed:
-        raise click.exceptions.Exit(1)

@@ -63,7 +63,7 @@ def print_inspection(out: Output, opened: Opened, base: Standing) -> None:
 
 def _inspection(opened: Opened, base: Standing) -> dict[str, Any]:
     adapter, specs = opened.adapter, list(opened.adapter.modules.values())
-    groups = Counter(f"{spec.name.rpartition('.')[2]} {spec.shape[0]}x{spec.shape[1]}" for spec in specs)
+    groups = Counter(f"{_layer(spec.name)} {spec.shape[0]}x{spec.shape[1]}" for spec in specs)
     return {
         "adapter": adapter.name,
         "format": adapter.format,
@@ -85,6 +85,12 @@ def _inspection(opened: Opened, base: Standing) -> dict[str, Any]:
         "bytes": opened.bytes_total,
         "bytes_read": opened.bytes_read,
     }
+
+
+def _layer(module: str) -> str:
+    """Return the last part of a module's name that says something: ``to_out`` of ``attn.to_out.0``."""
+    parts = module.split(".")
+    return next((part for part in reversed(parts) if not part.isdigit()), module)
 
 
 def _one_or_all(values: Iterable[Any]) -> Any:

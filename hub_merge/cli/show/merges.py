@@ -10,10 +10,9 @@ from hub_merge.cli.output import Output
 from hub_merge.cli.show.words import human_size, percent
 
 if TYPE_CHECKING:
-    from hub_merge.proof import Proof
     from hub_merge.recipe import MergeRecord
 
-__all__ = ["print_compression", "print_conversion", "print_merge", "print_proof"]
+__all__ = ["print_compression", "print_conversion", "print_merge"]
 
 
 def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
@@ -168,16 +167,3 @@ def _rank_told(record: MergeRecord) -> str:
 
 def _weight(weight: Any) -> Any:
     return weight if isinstance(weight, float) else "by module"
-
-
-def print_proof(out: Output, subject: str, proof: Proof) -> None:
-    """Print what a proof showed."""
-    if out.mode == "json":
-        out.document(proof.to_dict())
-        return
-    if out.mode == "quiet":
-        out.fields({"verdict": "passed" if proof.passed else "failed"})
-        return
-    rows = [{"check": check.name, "passed": check.passed, "detail": check.detail} for check in proof.checks]
-    out.table(rows, ["check", "passed", "detail"], title=f"Proof of {subject}")
-    out.line("✓ It is the merge that its record tells of." if proof.passed else "✗ It is not what its record tells of.")

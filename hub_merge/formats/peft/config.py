@@ -96,7 +96,7 @@ def _require_lora(config: Mapping[str, Any]) -> None:
     tool = "MLX-LM" if "lora_parameters" in config or "fine_tune_type" in config else "another tool"
     raise UnsupportedAdapter(
         f"{CONFIG_FILE} has no peft_type; it was written by {tool}, not by PEFT.",
-        remedy="Convert it to PEFT's format first.",
+        remedy="Save it with that tool in PEFT's format, or another that hub-merge convert reads.",
     )
 
 

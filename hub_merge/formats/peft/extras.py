@@ -99,9 +99,14 @@ def extra_findings(extras: Mapping[str, ExtraSpec], note: Callable[..., Finding]
 
 def extra_key(spec: ExtraSpec, adapter: Adapter) -> str:
     """Return the key, without PEFT's prefix, under which PEFT finds the tensor in a file of ``adapter``'s modules."""
-    if spec.kind == "bias" and spec.module in adapter.modules:
+    if spec.kind == "bias" and spec.module in _adapted(adapter):
         return f"{spec.module}.base_layer.bias"
     return spec.name
+
+
+def _adapted(adapter: Adapter) -> set[str]:
+    """Return the adapted modules as the file names them; extras never have the model of a pipeline before theirs."""
+    return {spec.local_name for spec in adapter.modules.values()}
 
 
 def extra_fields(adapter: Adapter) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def extra_fields(adapter: Adapter) -> dict[str, Any]:
     saved = sorted({spec.module for spec in extras if spec.kind == "weights"})
     biased = {spec.module for spec in extras if spec.kind == "bias"}
     tokens = {spec.module: list(spec.rows) for spec in extras if spec.kind == "tokens"}
-    bias = "lora_only" if biased <= adapter.modules.keys() else "all"
+    bias = "lora_only" if biased <= _adapted(adapter) else "all"
     return {
         **({"modules_to_save": saved} if saved else {}),
         **({"bias": bias} if biased else {}),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hub_merge.choice import PICKLED_WEIGHTS, PICKLES, all_shards
-from hub_merge.errors import AdapterFormatError, UnsupportedAdapter
+from hub_merge.choice import peft_weights, pickled
+from hub_merge.errors import AdapterFormatError
 from hub_merge.formats.shards import MAX_INDEX, indexed_files
 from hub_merge.formats.strict_json import read_bounded
 from hub_merge.layout import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
@@ -27,24 +27,15 @@ def weight_files(names: Iterable[str], index: bytes | None = None, *, allow_pick
         UnsupportedAdapter: The weights are a pickle.
     """
     present = set(names)
-    if WEIGHTS_FILE in present:
-        return (WEIGHTS_FILE,)
-    listed = indexed_files(index, INDEX_FILE) if index is not None else []
-    shards = all_shards(listed or present) or listed
-    if missing := [shard for shard in shards if shard not in present]:
+    listed = indexed_files(index, INDEX_FILE) if index is not None and WEIGHTS_FILE not in present else []
+    files = peft_weights(present, listed, allow_pickle=allow_pickle)
+    if missing := [file for file in files if file not in present]:
         raise AdapterFormatError(f"Shard {missing[0]} is missing.", remedy="Download the adapter again.")
-    if shards:
-        return tuple(shards)
-    if allow_pickle and PICKLED_WEIGHTS in present:
-        return (PICKLED_WEIGHTS,)
-    if pickles := sorted(name for name in present if name.endswith(PICKLES)):
-        raise UnsupportedAdapter(
-            f"The weights are only there as {pickles[0]}, a pickle, which can run code when it is opened.",
-            remedy="Read it with --allow-pickle (allow_pickle=True), which runs none of it, or ask for safetensors."
-            if PICKLED_WEIGHTS in pickles
-            else "Ask its author for safetensors.",
+    if not files:
+        raise pickled(present) or AdapterFormatError(
+            f"There is no {WEIGHTS_FILE}.", remedy="Ask its author to upload the weights."
         )
-    raise AdapterFormatError(f"There is no {WEIGHTS_FILE}.", remedy="Ask its author to upload the weights.")
+    return files
 
 
 def contained(folder: Path, name: str) -> Path:

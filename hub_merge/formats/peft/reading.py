@@ -31,6 +31,7 @@ from hub_merge.formats.peft.files import adapter_files, contained
 from hub_merge.formats.peft.targets import safe_targets, target_findings
 from hub_merge.formats.strict_json import parse_json, read_bounded
 from hub_merge.formats.tensors import (
+    MAX_TENSORS,
     HeaderStore,
     JoinedStore,
     SafetensorsStore,
@@ -139,6 +140,17 @@ def _spec(
     return replace(spec, scaling=scaling)
 
 
+def _require_expandable(specs: Iterable[ModuleSpec | Finding], pairs: Mapping[str, Pair], store: TensorStore) -> None:
+    """Raise ``AdapterFormatError`` if the experts are more than a file can have tensors: two small ones hold many."""
+    experts = (spec for spec in specs if isinstance(spec, ModuleSpec) and spec.kind == "expert")
+    count = sum(store.infos[pairs[spec.name].keys["A"]].shape[0] // spec.rank for spec in experts)
+    if count > MAX_TENSORS:
+        raise AdapterFormatError(
+            f"The file holds factors of {count} experts, more than {MAX_TENSORS}.",
+            remedy="Ask its author which rank it was trained with, and correct r in the config.",
+        )
+
+
 def _expert_specs(path: str, spec: ModuleSpec, rows: int) -> dict[str, ModuleSpec]:
     """Return the modules of the experts whose factors share ``rows`` rows of A."""
     names = [expert_name(path, number) for number in range(rows // spec.rank)]
@@ -221,6 +233,7 @@ def adapter_from_tensors(
     scalings = read_scalings(config)
     scalings.require_cheap(pairs)
     sorted_out = {module: _spec(module, pairs[module], store.infos, scalings, note) for module in sorted(pairs)}
+    _require_expandable(sorted_out.values(), pairs, store)
     plain = {path: spec for path, spec in sorted_out.items() if isinstance(spec, ModuleSpec) and spec.kind != "expert"}
     specs = dict(plain)
     for path, spec in sorted_out.items():
@@ -323,7 +336,7 @@ def _task_findings(config: Mapping[str, Any], name: str) -> Iterator[Finding]:
 
 
 def open_folder(folder: Path, *, name: str, origin: Origin, allow_pickle: bool = False) -> Adapter:
-    """Open the adapter in ``folder``; its files are mapped, not read.
+    """Open the adapter in ``folder``; its weights are read when they are asked for.
 
     Args:
         folder: Folder with the config and the weights.

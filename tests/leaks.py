@@ -1,0 +1,59 @@
+"""Nothing that a test made us write or send tells of this machine or holds a token."""
+
+from __future__ import annotations
+
+import getpass
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tests.hub_double import HubDouble
+
+__all__ = ["leaks_in", "published_to", "secrets_of", "written_below"]
+
+MADE_BY_US = "hub_merge.json"
+"""Marks a folder whose content we wrote."""
+OUTPUTS = ("README.md", "NOTICE", "LICENSES.md", "recipe.yaml", "*.json")
+LARGEST = 2_000_000
+
+TOKEN = re.compile(rb"\bhf_(?:alice|bob|reader|\w{20,})\b")
+"""What the Hub double's tokens and real ones look like."""
+
+
+def secrets_of(tmp_path: Path) -> list[bytes]:
+    """Return the texts that no output may hold: folders of this machine, and the name of its user."""
+    home, user = str(Path.home()), getpass.getuser()
+    places = {str(tmp_path), tempfile.gettempdir() + "/", str(Path(__file__).parents[1])}
+    named = {f"/home/{user}", f"/Users/{user}"} | ({home} if len(home) > len("/root") else set())
+    return [text.encode() for text in places | named]
+
+
+def leaks_in(content: bytes, secrets: Iterable[bytes]) -> Iterator[str]:
+    """Yield what of ``secrets``, and which tokens, stand in ``content``."""
+    yield from (secret.decode() for secret in secrets if secret in content)
+    yield from (found[0].decode() for found in TOKEN.finditer(content))
+
+
+def written_below(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the texts, and the headers of weights, of every folder below ``folder`` that holds one of our records."""
+    for record in folder.rglob(MADE_BY_US):
+        if any(part in ("blobs", "snapshots") for part in record.parts):
+            continue  # a copy of what others published
+        for path in {path for pattern in OUTPUTS for path in record.parent.glob(pattern)}:
+            if path.is_file() and not path.is_symlink() and path.stat().st_size <= LARGEST:
+                yield path.name, path.read_bytes()
+        for path in record.parent.glob("*.safetensors"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    yield path.name, file.read(min(int.from_bytes(file.read(8), "little"), LARGEST))
+
+
+def published_to(hub: HubDouble) -> Iterator[tuple[str, bytes]]:
+    """Yield what requests to the double carried, and the files of commits that hold one of our records."""
+    for request in hub.requests:
+        yield f"{request.method} {request.path}", f"{request.path} {request.query}".encode() + request.body[:LARGEST]
+    for repo in hub.repos():
+        for commit in repo.commits.values():
+            if MADE_BY_US in commit.files:
+                yield from ((path, file.content) for path, file in commit.files.items() if file.content is not None)

@@ -1,0 +1,4 @@
+"""What may happen to a run: it is killed, its disk fills, the network fails, others run beside it, it runs for hours.
+
+``python -m tests.torture`` does all of it and prints what was lost; ``test_torture.py`` does a little of each.
+"""
