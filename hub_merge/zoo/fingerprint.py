@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hub_merge.adapter import Adapter
 from hub_merge.errors import AdapterFormatError
 from hub_merge.gram import inner_products, stack
+from hub_merge.parallel import map_modules
 from hub_merge.zoo.sketch import SIZE, START_SIZE, VERSION, from_spectrum, sketch_module
 
 __all__ = ["Fingerprint", "fingerprint"]
@@ -87,10 +88,11 @@ def fingerprint(adapter: Adapter, base: str, progress: Callable[[str], None] = l
     spectrum = np.zeros(SIZE // 2 + 1, np.complex128)
     start, rows = np.zeros(START_SIZE), 0
     squares: dict[str, float] = {}
-    for module in sorted(adapter.modules):
+    for module in map_modules(str, sorted(adapter.modules), 1):  # holds BLAS to one thread: the matrices are small
         stacked = stack([adapter.factors(module)])
         scale = float(np.abs(stacked.lengths).max(initial=0.0))
-        if not math.isfinite(scale):
+        lengths = np.concatenate([[scale], np.diag(stacked.gram_a), np.diag(stacked.gram_b)])
+        if not np.isfinite(lengths).all():
             raise AdapterFormatError(
                 f"{adapter.name}: {module} holds numbers that are not finite.", remedy="Take another revision."
             )
