@@ -8,14 +8,15 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from hub_merge.adapter import Adapter
 from hub_merge.errors import AdapterFormatError
 from hub_merge.gram import inner_products, stack
-from hub_merge.parallel import map_modules
 from hub_merge.zoo.sketch import SIZE, START_SIZE, VERSION, from_spectrum, sketch_module
 
 __all__ = ["Fingerprint", "fingerprint"]
@@ -85,10 +86,23 @@ def fingerprint(adapter: Adapter, base: str, progress: Callable[[str], None] = l
     Raises:
         AdapterFormatError: A number is not finite.
     """
+    with _threads().limit(
+        limits=1, user_api="blas"
+    ):  # the matrices are small, and threads would only wait for each other
+        return _sketched(adapter, base, progress)
+
+
+@cache
+def _threads() -> ThreadpoolController:
+    """Return what limits the threads of BLAS; to look for its library takes as long as a small fingerprint."""
+    return ThreadpoolController()
+
+
+def _sketched(adapter: Adapter, base: str, progress: Callable[[str], None]) -> Fingerprint:
     spectrum = np.zeros(SIZE // 2 + 1, np.complex128)
     start, rows = np.zeros(START_SIZE), 0
     squares: dict[str, float] = {}
-    for module in map_modules(str, sorted(adapter.modules), 1):  # holds BLAS to one thread: the matrices are small
+    for module in sorted(adapter.modules):
         stacked = stack([adapter.factors(module)])
         scale = float(np.abs(stacked.lengths).max(initial=0.0))
         lengths = np.concatenate([[scale], np.diag(stacked.gram_a), np.diag(stacked.gram_b)])

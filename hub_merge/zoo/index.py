@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,23 +158,34 @@ class Index:
                 (self.folder / ".lock").unlink()
 
     def _compact(self) -> None:
-        """Put small files together, and leave out rows that others took the place of."""
+        """Put small files together, some at a time, and leave out rows that others took the place of."""
+        import pyarrow.parquet as pq
+
+        live = {row["key"]: row["indexed_at"] for row in self.table(("key", "indexed_at")).to_pylist()}
+        some: list[Path] = []
+        rows = 0
+        for path in self.files:
+            if (count := _rows(pq, path)) < FULL:
+                some, rows = [*some, path], rows + count
+            if rows >= FULL:
+                self._unite(some, live)
+                some, rows = [], 0
+        if len(some) > 1:
+            self._unite(some, live)
+
+    def _unite(self, files: Sequence[Path], live: Mapping[str, int]) -> None:
+        """Put the rows of ``files`` that are live into one file."""
         import pyarrow.parquet as pq
 
         pa = arrow()
-        small = [path for path in self.files if _rows(pq, path) < FULL]
-        if len(small) < 2:
-            return
-        live = {row["key"]: row["indexed_at"] for row in self.table(("key", "indexed_at")).to_pylist()}
-        table = pa.concat_tables([pq.read_table(path, schema=schema()) for path in small])
+        table = pa.concat_tables([pq.read_table(path, schema=schema()) for path in files])
         table = table.take(pa.array(_latest(table)))
         keys, times = table["key"].to_pylist(), table["indexed_at"].to_pylist()
         table = table.filter(pa.array([live[key] == moment for key, moment in zip(keys, times, strict=True)]))
-        for first in range(0, len(table), FULL):
-            kept = _put(self.folder / DATA, table.slice(first, FULL))
-            small = [path for path in small if path != kept]
-        for path in small:
-            path.unlink()
+        kept = _put(self.folder / DATA, table)
+        for path in files:
+            if path != kept:
+                path.unlink()
 
 
 class Writer:
