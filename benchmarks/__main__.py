@@ -6,6 +6,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from benchmarks import zoo
 from benchmarks.parts import PARTS, Workshop
 from benchmarks.picture import draw
 from benchmarks.report import Measured, read, render
@@ -17,9 +18,13 @@ REPORT, PICTURE = "README.md", "costs.png"
 def main() -> None:
     """Measure the parts that are asked for; the report has the earlier figures of the others."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)}; all by default")
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(PARTS)}, or zoo; all but zoo by default")
     parser.add_argument("--runs", type=int, default=3, help="turns that count (default: %(default)s)")
     asked = parser.parse_args()
+    if asked.parts == ["zoo"]:
+        RESULTS.mkdir(exist_ok=True)
+        zoo.main(RESULTS)
+        return
     if unknown := set(asked.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}; the parts are {', '.join(PARTS)}")
     RESULTS.mkdir(exist_ok=True)

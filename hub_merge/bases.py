@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 
-__all__ = ["HUB_ID", "Base", "read_base", "same_name", "without_quantisation"]
+__all__ = ["HUB_ID", "Base", "former_name", "read_base", "same_name", "without_quantisation"]
 
 CACHE_PATH = re.compile(
     r"(?:^|[/\\])models--(?:(?P<owner>[^/\\]+?)--)?(?P<name>[^/\\]+)(?:[/\\]snapshots[/\\](?P<commit>[0-9a-f]{40}))?"
@@ -73,6 +73,12 @@ def read_base(stated: str | None) -> Base:
     if owner := next((owner for pattern, owner in OWNERS if pattern.fullmatch(stated)), None):
         return Base(f"{owner}/{stated}", f"{owner}/{stated}")
     return Base(None, re.split(r"[/\\]+", stated.rstrip("/\\"))[-1] or "not stated")
+
+
+def former_name(model_id: str) -> str | None:
+    """Return the name without an owner that a model had before it moved, ``None`` if it had none."""
+    owner, _, name = model_id.partition("/")
+    return name if name and read_base(name).model_id == f"{owner}/{name}" else None
 
 
 def without_quantisation(model_id: str) -> str | None:

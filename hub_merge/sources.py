@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -29,7 +29,9 @@ __all__ = [
     "base_origin",
     "digests",
     "file_digest",
+    "needed_files",
     "open_adapter",
+    "open_factors",
     "open_headers",
     "open_model",
     "pinned_reference",
@@ -84,8 +86,26 @@ def open_adapter(
     return _open_pulled(reference, pinned, hub, progress)
 
 
-def _open_pulled(reference: str | Path, pinned: PinnedRepo, hub: Hub, progress: bool) -> Adapter:
-    pulled = hub.pull(pinned, progress=progress)
+def open_factors(pinned: PinnedRepo, hub: Hub) -> Adapter:
+    """Open an adapter of the Hub for its numbers alone: no card, licence or tokenizer is pulled.
+
+    Raises:
+        HubMergeError: As ``open_adapter``.
+    """
+    _named_errors(pinned.label, lambda: _require_adapter(pinned, hub))
+    return _open_pulled(pinned.label, pinned, hub, progress=False, patterns=needed_files(pinned, hub))
+
+
+def needed_files(pinned: PinnedRepo, hub: Hub) -> list[str]:
+    """Return the names of the files that an adapter's numbers depend on."""
+    found = hub.contents(pinned)
+    return [*found.config, *found.index, *found.weights]
+
+
+def _open_pulled(
+    reference: str | Path, pinned: PinnedRepo, hub: Hub, progress: bool, patterns: Sequence[str] | None = None
+) -> Adapter:
+    pulled = hub.pull(pinned, patterns and [glob.escape(name) for name in patterns], progress=progress)
     chosen = choose(pinned.names(), pinned.file)
     adapter = _named_errors(
         str(reference),

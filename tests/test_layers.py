@@ -48,7 +48,7 @@ DOORS = {
 }
 """Functions of a value that lead up on purpose, so that users find them where they look."""
 
-HEAVY = ("torch", "transformers", "peft", "gradio", "matplotlib", "diffusers", "gguf")
+HEAVY = ("torch", "transformers", "peft", "gradio", "matplotlib", "diffusers", "gguf", "ray", "pyarrow")
 
 
 def imports(tree: ast.AST, place: str = "") -> Iterator[tuple[str, str]]:

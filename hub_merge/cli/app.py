@@ -17,6 +17,7 @@ COMMANDS = {
     "models": ("fuse", "extract"),
     "measure": ("eval",),
     "publish": ("card", "push"),
+    "zoo": ("zoo",),
     "ui": ("ui",),
     "methods": ("methods",),
 }

@@ -99,7 +99,7 @@ class Group(click.Group):
         """Show the first example of each command."""
         _write_examples(ctx, formatter, [c.examples[0] for c in self.commands.values() if isinstance(c, Command)])
         formatter.write_paragraph()
-        formatter.write_text(f"Options and more examples of a command: {ctx.info_name} COMMAND --help")
+        formatter.write_text(f"Options and more examples of a command: {ctx.command_path} COMMAND --help")
 
 
 def _write_examples(ctx: click.Context, formatter: click.HelpFormatter, examples: Sequence[str]) -> None:

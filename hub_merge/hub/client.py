@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from hub_merge.bases import former_name
 from hub_merge.budgets import budget
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
 from hub_merge.hub.cached import clear_partial, has_size, require_digest, require_same
@@ -18,8 +19,8 @@ from hub_merge.hub.failures import Asked, offline, translated
 from hub_merge.hub.listings import Listing, Parameters, Query, SortKey, find
 from hub_merge.hub.ranges import MOST_TEXT, MOST_TOKENS, RemoteHeaders, fetch_range, read_header
 from hub_merge.hub.references import Reference, is_model_id
-from hub_merge.hub.repositories import PinnedRepo, cached_repo, copied_from, pinned_repo
-from hub_merge.hub.transport import PATIENCE, retried, time_limit
+from hub_merge.hub.repositories import PinnedRepo, RepoType, cached_repo, copied_from, pinned_repo
+from hub_merge.hub.transport import PATIENCE, Gate, retried, time_limit
 from hub_merge.layout import CARD_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILES
 from hub_merge.workspace import write_whole
 
@@ -30,6 +31,8 @@ __all__ = ["Hub"]
 
 Answer = TypeVar("Answer")
 
+MOST_QUANTIZED = 20
+"""Quantised copies of a model whose adapters are looked for, the most downloaded ones."""
 MOST_COPIES = 4
 """Copies of copies that are followed to the model they were made from."""
 LEAST_TIME_TO_WRITE = 120.0
@@ -55,6 +58,7 @@ class Hub:
         progress: ``False`` keeps huggingface_hub from drawing progress bars in this process, unless its own setting
             says otherwise.
         patience: Seconds after which a request is not repeated any more, even if the Hub asks to wait longer.
+        gate: What gives each request its turn, where several processes ask at once.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Hub:
         allow_pickle: bool = False,
         progress: bool | None = None,
         patience: float = PATIENCE,
+        gate: Gate | None = None,
     ) -> None:
         from huggingface_hub import constants, is_offline_mode
 
@@ -77,12 +82,13 @@ class Hub:
         self.offline = offline or is_offline_mode()
         self._token = token
         self._progress = progress
-        self._cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-        self._closed_cache_dir = closed_cache_dir or self._cache_dir
+        self.cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+        self._closed_cache_dir = closed_cache_dir or self.cache_dir
         self._timeout = timeout
         self._retries = retries
         self.allow_pickle = allow_pickle
         self._patience = patience
+        self._gate = gate
         self._sent = 0
         self._counting = threading.Lock()
         self._models: dict[str, ModelInfo | None] = {}
@@ -110,7 +116,7 @@ class Hub:
             return self._resolve_cached(reference)
         return self.describe(reference)
 
-    def describe(self, reference: Reference) -> PinnedRepo:
+    def describe(self, reference: Reference, repo_type: RepoType = "model") -> PinnedRepo:
         """Return what the Hub says now of the repository of ``reference``, whatever the cache holds.
 
         Raises:
@@ -118,8 +124,9 @@ class Hub:
             HubUnavailable: The Hub did not answer, or the network is switched off.
         """
         repo_id, revision = reference.repo_id, reference.revision
-        model_info = partial(self.api.model_info, repo_id, revision=revision, files_metadata=True)
-        return self.ask(lambda: pinned_repo(model_info(), reference), repo_id, str(reference))
+        ask_for = self.api.model_info if repo_type == "model" else self.api.dataset_info
+        info = partial(ask_for, repo_id, revision=revision, files_metadata=True)
+        return self.ask(lambda: pinned_repo(info(), reference), repo_id, str(reference))
 
     def pull(self, pinned: PinnedRepo, patterns: Iterable[str] | None = None, *, progress: bool = False) -> Path:
         """Download the adapter's files and return the folder that holds them, all and whole.
@@ -256,6 +263,10 @@ class Hub:
         license: str | None = None,
         sort: SortKey = "downloads",
         limit: int = 30,
+        page: int = 1,
+        language: str | None = None,
+        min_downloads: int = 0,
+        quantized: bool = False,
     ) -> list[Listing]:
         """Return adapters in PEFT format, best first.
 
@@ -267,6 +278,10 @@ class Hub:
             license: Licence identifier, such as ``apache-2.0``.
             sort: What puts an adapter first; the largest or latest wins.
             limit: Most adapters to return.
+            page: Which ``limit`` of them, from 1.
+            language: Code of a language that it is tagged with, such as ``en``.
+            min_downloads: Least downloads of the last month.
+            quantized: Also adapters that were trained on quantised copies of the base model.
 
         Raises:
             RecipeError: ``base_model`` cannot be a Hub id.
@@ -278,9 +293,19 @@ class Hub:
                 raise RecipeError(
                     f"{base_model!r} cannot be a model of the Hub.", remedy="Give an id such as Qwen/Qwen3-0.6B."
                 )
-            bases = tuple(dict.fromkeys((base_model, self.canonical(base_model) or base_model)))
-        query = Query(bases, text, author, task, license, sort, limit)
+            bases = self._names(base_model, quantized)
+        query = Query(bases, text, author, task, license, sort, limit, language, min_downloads, page, copies=quantized)
         return find(query, lambda parameters: self.ask(lambda: self._page(parameters), "", "the list of models"))
+
+    def _names(self, model_id: str, quantized: bool) -> tuple[str, ...]:
+        """Return the names of a model, the canonical one first, with those of its copies if they are wanted."""
+        canonical = self.canonical(model_id) or model_id
+        copies: list[str] = []
+        if quantized:
+            asked = [("filter", f"base_model:quantized:{canonical}"), ("limit", str(MOST_QUANTIZED))]
+            entries, _ = self.ask(lambda: self._page([*asked, ("sort", "downloads")]), canonical)
+            copies = [entry["id"] for entry in entries[:MOST_QUANTIZED] if isinstance(entry.get("id"), str)]
+        return tuple(dict.fromkeys(filter(None, (canonical, model_id, former_name(canonical), *copies))))
 
     def ask(self, call: Callable[[], Answer], repo_id: str, subject: str | None = None) -> Answer:
         """Return what ``call`` returns, which only reads; repeat it after errors that pass.
@@ -298,7 +323,11 @@ class Hub:
             raise offline(subject or repo_id)
         with translated(Asked(subject or repo_id, repo_id, self.endpoint, self._sends_token())):
             return retried(
-                lambda: self._counted(call), timeout=self._timeout, retries=self._retries, patience=self._patience
+                lambda: self._counted(call),
+                timeout=self._timeout,
+                retries=self._retries,
+                patience=self._patience,
+                gate=self._gate,
             )
 
     @property
@@ -337,7 +366,7 @@ class Hub:
         return self._cache_of(pinned) / "snapshots" / pinned.commit / pinned.path(name)
 
     def _resolve_cached(self, reference: Reference) -> PinnedRepo:
-        cache = _repo_cache(self._cache_dir, reference.repo_id)
+        cache = _repo_cache(self.cache_dir, reference.repo_id)
         commit = reference.revision or "main"
         ref = cache / "refs" / commit
         if ref.is_file():
@@ -359,7 +388,7 @@ class Hub:
             write_whole(ref, pinned.commit, place=cache)
 
     def _cache_for(self, pinned: PinnedRepo) -> Path:
-        return self._closed_cache_dir if pinned.private or pinned.gated else self._cache_dir
+        return self._closed_cache_dir if pinned.private or pinned.gated else self.cache_dir
 
     def _cache_of(self, pinned: PinnedRepo) -> Path:
         return _repo_cache(self._cache_for(pinned), pinned.repo_id)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
+from hub_merge.bases import read_base, same_name
 from hub_merge.hub.repositories import stated_base_models, stated_license
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ FIELDS = (
     *("sha", "config", "cardData", "gated", "tags", "downloads", "likes", "lastModified", "createdAt"),
     *("siblings", "baseModels", "library_name", "trendingScore"),
 )
+LARGEST_PAGE = 1000
 MOST_SCANNED = 500
 """Entries that are looked through where the Hub cannot filter."""
 
@@ -74,7 +76,15 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is searched for; ``bases`` are the names under which the base model is known, maybe none."""
+    """What is searched for.
+
+    Attributes:
+        bases: The names under which the base model is known, its canonical one first; maybe none.
+        limit: Adapters on a page.
+        page: Which page, from 1.
+        min_downloads: Least downloads of the last month.
+        copies: Whether adapters whose configuration names a quantised copy, by its name alone, count too.
+    """
 
     bases: tuple[str, ...]
     text: str | None
@@ -83,6 +93,15 @@ class Query:
     license: str | None
     sort: SortKey
     limit: int
+    language: str | None = None
+    min_downloads: int = 0
+    page: int = 1
+    copies: bool = False
+
+    @property
+    def wanted(self) -> int:
+        """Adapters that have to be found to know the page."""
+        return self.page * self.limit
 
 
 def find(query: Query, get_page: GetPage) -> list[Listing]:
@@ -92,38 +111,47 @@ def find(query: Query, get_page: GetPage) -> list[Listing]:
         for info in _entries(query, tag, query.text, get_page):
             found.setdefault(info.id, (info, "tag"))
     if query.bases:
-        names = {base.lower() for base in query.bases}
-        text = query.text or query.bases[-1].rpartition("/")[2]
-        for info in _entries(query, "peft", text, get_page, names):
+        text = query.text or query.bases[0].rpartition("/")[2]
+        for info in _entries(query, "peft", text, get_page, query.bases):
             found.setdefault(info.id, (info, "config"))
     ranked = sorted(found.values(), key=lambda entry: _rank(entry[0], query.sort), reverse=True)
-    return [_listing(info, found_by) for info, found_by in ranked[: query.limit]]
+    page = ranked[query.wanted - query.limit : query.wanted]
+    return [_listing(info, found_by) for info, found_by in page]
 
 
 def _entries(
-    query: Query, tag: str, text: str | None, get_page: GetPage, bases: frozenset[str] | set[str] = frozenset()
+    query: Query, tag: str, text: str | None, get_page: GetPage, bases: Sequence[str] = ()
 ) -> Iterator[ModelInfo]:
-    """Yield at most ``query.limit`` entries; with ``bases``, only those whose configuration names one of them."""
+    """Yield at most ``query.wanted`` entries; with ``bases``, only those whose configuration names one of them."""
     task = query.task.upper() if query.task else None
-    most = MOST_SCANNED if bases or task else query.limit
+    most = max(MOST_SCANNED, query.wanted) if bases or task or query.min_downloads else query.wanted
     accepted = 0
     for info in _scanned(_parameters(query, tag, text, most), get_page, most):
         stated_base, stated_task = _peft(info)
-        if (task and str(stated_task).upper() != task) or (bases and str(stated_base).lower() not in bases):
+        if (task and str(stated_task).upper() != task) or (info.downloads or 0) < query.min_downloads:
+            continue
+        if bases and not _names_base(stated_base, query):
             continue
         yield info
         accepted += 1
-        if accepted == query.limit:
+        if accepted == query.wanted:
             return
 
 
+def _names_base(stated: str | None, query: Query) -> bool:
+    """Whether a configuration names the base model: its id, a former one, a path into the cache, or a copy's name."""
+    model = read_base(stated).model_id or ""
+    known = {name.casefold() for base in query.bases for name in (base, read_base(base).model_id or base)}
+    return model.casefold() in known or (query.copies and any(same_name(model, base) for base in query.bases))
+
+
 def _parameters(query: Query, tag: str, text: str | None, most: int) -> Parameters:
-    license_tags = [f"license:{query.license}"] if query.license else []
+    tags = [tag, *([f"license:{query.license}"] if query.license else []), *filter(None, [query.language])]
     return [
-        *(("filter", value) for value in (tag, *license_tags)),
+        *(("filter", value) for value in tags),
         *((name, value) for name, value in (("search", text), ("author", query.author)) if value),
         ("sort", SORT_PARAMETERS[query.sort]),
-        ("limit", str(most)),
+        ("limit", str(min(most, LARGEST_PAGE))),
         *(("expand", field) for field in FIELDS),
     ]
 

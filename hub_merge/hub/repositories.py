@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from hub_merge.bases import same_name
 from hub_merge.frontmatter import LicenseDetails, license_in_card, read_front_matter
@@ -15,17 +15,20 @@ from hub_merge.hub.references import Reference
 from hub_merge.layout import CARD_FILE
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
+    from huggingface_hub import DatasetInfo, ModelInfo
     from huggingface_hub.hf_api import RepoSibling
 
 __all__ = [
     "PinnedRepo",
     "RemoteFile",
+    "RepoType",
     "cached_repo",
     "pinned_repo",
     "stated_base_models",
     "stated_license",
 ]
+
+RepoType: TypeAlias = Literal["model", "dataset"]
 
 BASE_TAG = re.compile(r"base_model:(?:(?:adapter|finetune|quantized|merge):)?(?P<id>[^:]+)")
 LICENSE_KEYS = ("license", "license_name", "license_link")
@@ -117,7 +120,7 @@ class PinnedRepo:
         return frozenset(name for name in inside if "/" not in name)
 
 
-def pinned_repo(info: ModelInfo, reference: Reference) -> PinnedRepo:
+def pinned_repo(info: ModelInfo | DatasetInfo, reference: Reference) -> PinnedRepo:
     """Return the repository that the Hub describes, pinned to the commit it describes."""
     if info.sha is None or not re.fullmatch(r"[0-9a-f]{40}", info.sha):
         raise ValueError(f"no commit, but {info.sha!r}")
@@ -177,16 +180,16 @@ def cached_repo(reference: Reference, commit: str, snapshot: Path) -> PinnedRepo
     )
 
 
-def stated_license(info: ModelInfo) -> tuple[str | None, LicenseDetails]:
+def stated_license(info: ModelInfo | DatasetInfo) -> tuple[str | None, LicenseDetails]:
     """Return the licence that a repository states in its card, else in its tags, and the details."""
     card = {key: info.card_data.get(key) for key in LICENSE_KEYS} if info.card_data else {}
     tagged = (tag.removeprefix("license:") for tag in info.tags or () if tag.startswith("license:"))
     return license_in_card(card, tagged)
 
 
-def stated_base_models(info: ModelInfo) -> tuple[str, ...]:
+def stated_base_models(info: ModelInfo | DatasetInfo) -> tuple[str, ...]:
     """Return the ids of the base models, from the Hub's own field, the card or the tags, whichever has some."""
-    field_ids = _base_ids(info.base_models)
+    field_ids = _base_ids(getattr(info, "base_models", None))
     card_ids = _texts(info.card_data.get("base_model") if info.card_data else None)
     tag_ids = [match["id"] for match in map(BASE_TAG.fullmatch, info.tags or ()) if match]
     return tuple(dict.fromkeys(field_ids or card_ids or tag_ids))

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import httpx2
 
-__all__ = ["PATIENCE", "GivenUp", "retried", "time_limit", "wait_asked_for"]
+__all__ = ["PATIENCE", "Gate", "GivenUp", "retried", "time_limit", "wait_asked_for"]
 
 Answer = TypeVar("Answer")
 
@@ -35,6 +35,16 @@ TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
 
 class GivenUp(RuntimeError):
     """The client of huggingface_hub would go on, but enough was tried."""
+
+
+class Gate(Protocol):
+    """Lets requests of several workers through one at a time, and none while the Hub asks for a pause."""
+
+    def take(self) -> float:
+        """Return the seconds to wait before the next request."""
+
+    def close(self, seconds: float) -> None:
+        """Let no request begin for so long."""
 
 
 @dataclass
@@ -138,11 +148,13 @@ def wait_asked_for(response: httpx2.Response) -> float | None:
     return float(seconds) if seconds.isdecimal() else None
 
 
-def retried(call: Callable[[], Answer], *, timeout: float, retries: int, patience: float = PATIENCE) -> Answer:
+def retried(
+    call: Callable[[], Answer], *, timeout: float, retries: int, patience: float = PATIENCE, gate: Gate | None = None
+) -> Answer:
     """Return what ``call`` returns; try again after errors that pass.
 
     Pauses grow exponentially, with jitter, unless the server names a wait. No attempt is started when ``patience``
-    seconds would be exceeded.
+    seconds would be exceeded. With a ``gate``, each attempt waits for its turn, and a limit of the rate stops all.
     """
     from httpx2 import NetworkError, RemoteProtocolError, TimeoutException
     from huggingface_hub.errors import HfHubHTTPError
@@ -151,6 +163,8 @@ def retried(call: Callable[[], Answer], *, timeout: float, retries: int, patienc
     attempt = 0
     while True:
         try:
+            if gate is not None:
+                time.sleep(gate.take())
             with time_limit(timeout, patience, repeats=True):
                 return call()
         except (HfHubHTTPError, TimeoutException, NetworkError, RemoteProtocolError) as error:
@@ -160,6 +174,8 @@ def retried(call: Callable[[], Answer], *, timeout: float, retries: int, patienc
             pause = _pause(response, attempt)
             if time.monotonic() - started + pause > patience:
                 raise
+            if gate is not None and response is not None and response.status_code == 429:
+                gate.close(pause)
         time.sleep(pause)
         attempt += 1
 

@@ -19,8 +19,7 @@ from hub_merge.mixtures import Mixtures, read_mixtures
 from hub_merge.pipeline.merging import merge, require_choices
 from hub_merge.pipeline.opening import followers, open_all
 from hub_merge.pipeline.progress import Progress, silent
-from hub_merge.pipeline.saving import save
-from hub_merge.provenance import read_record
+from hub_merge.pipeline.saving import write_composite
 from hub_merge.ranks import require_rank
 from hub_merge.recipe import MergeRecord, Recipe
 from hub_merge.sources import base_origin
@@ -147,7 +146,7 @@ def merge_to_folder(
     require_free(output, force, OWN_CONTENT)
     get_format(format).require_profile(recipe.profile)  # told before anything is downloaded
     composite = run(recipe, hub=hub, folder=sources_from, parents=parents, progress=progress)
-    save(
+    return write_composite(
         composite,
         output,
         format=format,
@@ -156,7 +155,6 @@ def merge_to_folder(
         base=_base_of(composite, hub),
         progress=progress,
     )
-    return read_record(output)
 
 
 def _base_of(composite: Composite, hub: Hub) -> Origin | None:

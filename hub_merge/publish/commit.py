@@ -16,7 +16,7 @@ from hub_merge.publish.failures import told
 from hub_merge.publish.job import Job, Target, is_same
 
 if TYPE_CHECKING:
-    from huggingface_hub import CommitInfo, CommitOperationAdd
+    from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete
 
 __all__ = ["write"]
 
@@ -25,30 +25,38 @@ PAUSES = (0.0, 0.5, 1.5)
 """Seconds between looks for a commit whose answer was lost."""
 
 
-def write(job: Job, target: Target, changed: Sequence[str], private: bool | None) -> tuple[str, str | None]:
+def write(
+    job: Job, target: Target, changed: Sequence[str], private: bool | None, removed: Sequence[str] = ()
+) -> tuple[str, str | None]:
     """Create repository and branch where needed and commit; return the commit and the address of the pull request."""
-    from huggingface_hub import CommitOperationAdd
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
     with told(job, NOTHING):
         if CARD_FILE in changed:
             _check_card(job)
         if target.head is None:
-            job.hub.send(lambda: job.hub.api.create_repo(job.repo_id, private=private))
+            job.hub.send(lambda: job.hub.api.create_repo(job.repo_id, private=private, repo_type=job.repo_type))
     created = f"{NOTHING} The repository {job.url} was created and is empty; it was not deleted."
     with told(job, NOTHING if target.head else created):
-        head = target.head.commit if target.head else job.hub.describe(Reference(job.repo_id)).commit
+        head = target.head.commit if target.head else job.describe(Reference(job.repo_id)).commit
         if job.branch and target.is_new_branch:
             branch = job.branch
-            job.hub.send(lambda: job.hub.api.create_branch(job.repo_id, branch=branch, revision=head))
-        if not changed:
+            job.hub.send(
+                lambda: job.hub.api.create_branch(job.repo_id, branch=branch, revision=head, repo_type=job.repo_type)
+            )
+        if not (changed or removed):
             return head, None
         additions = [CommitOperationAdd(name, job.paths[name]) for name in changed]
         job.hub.send(
             lambda: job.hub.api.preupload_lfs_files(
-                job.repo_id, additions, revision=job.branch, create_pr=job.create_pr
+                job.repo_id,
+                additions,
+                revision=job.branch,
+                create_pr=job.create_pr,
+                repo_type=job.repo_type,
             )
         )
-        return _commit(job, additions, head)
+        return _commit(job, additions, [CommitOperationDelete(name) for name in removed], head)
 
 
 def _check_card(job: Job) -> None:
@@ -60,7 +68,7 @@ def _check_card(job: Job) -> None:
     from huggingface_hub import get_session, hf_raise_for_status
     from huggingface_hub.errors import BadRequestError
 
-    asked = {"content": job.paths[CARD_FILE].read_text(encoding="utf-8"), "repoType": "model"}
+    asked = {"content": job.paths[CARD_FILE].read_text(encoding="utf-8"), "repoType": job.repo_type}
     address, headers = f"{job.hub.endpoint}/api/validate-yaml", job.hub.headers()
     try:
         hf_raise_for_status(job.hub.send(lambda: get_session().post(address, json=asked, headers=headers)))
@@ -71,13 +79,16 @@ def _check_card(job: Job) -> None:
         ) from error
 
 
-def _commit(job: Job, additions: list[CommitOperationAdd], head: str) -> tuple[str, str | None]:
+def _commit(
+    job: Job, additions: list[CommitOperationAdd], deletions: list[CommitOperationDelete], head: str
+) -> tuple[str, str | None]:
     changed = [addition.path_in_repo for addition in additions]
     try:
         made: CommitInfo = job.hub.send(
             lambda: job.hub.api.create_commit(
                 job.repo_id,
-                additions,
+                [*additions, *deletions],
+                repo_type=job.repo_type,
                 commit_message=job.message,
                 revision=job.branch,
                 create_pr=job.create_pr,
@@ -106,7 +117,7 @@ def _find_commit(job: Job, changed: Sequence[str], head: str) -> tuple[str, str 
         for pause in PAUSES:
             time.sleep(pause)
             for reference, pr_url in _places(job):
-                seen = job.hub.describe(reference)
+                seen = job.describe(reference)
                 if seen.commit != head and not _missing(job, changed, seen):
                     return seen.commit, pr_url
     except HubUnavailable as error:
@@ -126,7 +137,11 @@ def _places(job: Job) -> list[tuple[Reference, str | None]]:
         lambda: list(
             islice(
                 job.hub.api.get_repo_discussions(
-                    job.repo_id, author=job.user, discussion_type="pull_request", discussion_status="open"
+                    job.repo_id,
+                    repo_type=job.repo_type,
+                    author=job.user,
+                    discussion_type="pull_request",
+                    discussion_status="open",
                 ),
                 5,
             )
@@ -148,7 +163,7 @@ def _check_arrival(job: Job, changed: Sequence[str], revision: str) -> None:
     """Compare what the Hub now holds with what was sent; the commit stands even if the Hub cannot be asked."""
     missing: list[str] = []
     with suppress(AdapterNotFound, HubUnavailable):
-        missing = _missing(job, changed, job.hub.describe(Reference(job.repo_id, revision)))
+        missing = _missing(job, changed, job.describe(Reference(job.repo_id, revision)))
     if missing:
         raise PublishError(
             f"{job.repo_id} was written, but without {', '.join(missing)}.",

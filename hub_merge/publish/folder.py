@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from hub_merge.errors import AdapterNotFound, PublishError
-from hub_merge.hub import Hub, PinnedRepo, Reference, RemoteFile
+from hub_merge.hub import Hub, PinnedRepo, Reference, RemoteFile, RepoType
 from hub_merge.hub.failures import redact
 from hub_merge.hub.references import is_model_id, is_ref_name
-from hub_merge.layout import RECORD_FILE
+from hub_merge.layout import CARD_FILE, RECORD_FILE
 from hub_merge.publish.commit import write
 from hub_merge.publish.job import Action, Job, Published, PublishedFile, Target, is_same, no_right
 from hub_merge.publish.shelf import Shelf, check_collection, check_tag, put_on_shelf
@@ -36,6 +36,9 @@ def publish_folder(
     force: bool = False,
     files: Sequence[str],
     texts: Callable[[str, str | None], Mapping[str, str]] | None = None,
+    repo_type: RepoType = "model",
+    mark: str = RECORD_FILE,
+    replaced: str | None = None,
 ) -> Published:
     """Publish files of a folder as one commit, on a branch or as a pull request, and list it where that is asked for.
 
@@ -59,6 +62,9 @@ def publish_folder(
         files: Names of the files, relative to ``folder``; nothing else is published.
         texts: Returns texts to publish in place of the folder's files or beside them, by name, given the repository's
             full id and the README.md that it has.
+        repo_type: Kind of the repository.
+        mark: File by which a repository is known to be made by this package.
+        replaced: Start of the paths that ``files`` are all of: others in the repository are removed.
 
     Raises:
         PublishError: There is no right to write, the repository is not fit or changed meanwhile, or the Hub refused.
@@ -71,21 +77,21 @@ def publish_folder(
     full_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
     shelf = Shelf(tag, collection)
     _check_asked(create_pr, branch, shelf)
-    job = Job(hub, full_id, user, paths, create_pr, commit_message or "Publish with hub-merge", branch)
+    job = Job(hub, full_id, user, paths, create_pr, commit_message or "Publish with hub-merge", branch, repo_type)
     target = _look(job)
     if target.head is None:
         _check_new(job, owners)
     else:
         job = replace(job, repo_id=target.head.repo_id)
-        _check_existing(job, target.head, private=private, force=force)
+        _check_existing(job, target.head, private=private, force=force, mark=mark)
     check_collection(job, shelf, owners)
     with workspace() as place:
         if texts is not None:
-            written = texts(job.repo_id, hub.readme(target.head) if target.head else None)
+            written = texts(job.repo_id, _readme(job, target.head))
             job = replace(
                 job, paths={**paths, **{name: _written(place / name, text) for name, text in written.items()}}
             )
-        published = _publish(job, target, shelf, private=private, dry_run=dry_run)
+        published = _publish(job, target, shelf, replaced, private=private, dry_run=dry_run)
     published = replace(published, branch=branch, tag=tag, collection=collection)
     return published if dry_run else put_on_shelf(job, shelf, published)
 
@@ -108,18 +114,29 @@ def _written(path: Path, text: str) -> Path:
     return path
 
 
-def _publish(job: Job, target: Target, shelf: Shelf, *, private: bool | None, dry_run: bool) -> Published:
+def _readme(job: Job, head: PinnedRepo | None) -> str | None:
+    """Return the card of a repository, ``None`` if it has none; of a dataset only that it has one, as empty text."""
+    if head is None or job.repo_type == "model":
+        return job.hub.readme(head) if head else None
+    return "" if CARD_FILE in head.files else None
+
+
+def _publish(
+    job: Job, target: Target, shelf: Shelf, replaced: str | None, *, private: bool | None, dry_run: bool
+) -> Published:
     """Commit what differs, if anything does and it is not only to be shown."""
     head = target.head
     compared = _compare(job.paths, head.files if head else {})
     changed = tuple(file.name for file in compared if file.action != "unchanged")
+    removed = _removed(job.paths, head.files if head else {}, replaced)
+    compared += tuple(PublishedFile(name, 0, "remove") for name in removed)
     if head:
         check_tag(job, shelf, None if changed else head.commit)
-    if dry_run or not (changed or target.is_new_branch):
+    if dry_run or not (changed or removed or target.is_new_branch):
         commit = head.commit if head else None
-        return Published(job.repo_id, job.url, commit, None, head is None, bool(changed), compared)
-    commit, pr_url = write(job, target, changed, private)
-    return Published(job.repo_id, job.url, commit, pr_url, head is None, bool(changed), compared)
+        return Published(job.repo_id, job.url, commit, None, head is None, bool(changed or removed), compared)
+    commit, pr_url = write(job, target, changed, private, removed)
+    return Published(job.repo_id, job.url, commit, pr_url, head is None, bool(changed or removed), compared)
 
 
 def _local_files(folder: Path, names: Sequence[str]) -> dict[str, Path]:
@@ -169,12 +186,12 @@ def _look(job: Job) -> Target:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
-        return Target(job.hub.describe(job.place), is_new_branch=False)
+        return Target(job.describe(job.place), is_new_branch=False)
     except AdapterNotFound as error:
         if isinstance(error.__cause__, RepositoryNotFoundError):
             return Target(None, is_new_branch=job.branch not in (None, MAIN))
         if job.branch and isinstance(error.__cause__, RevisionNotFoundError):
-            return Target(job.hub.describe(Reference(job.repo_id)), is_new_branch=True)
+            return Target(job.describe(Reference(job.repo_id)), is_new_branch=True)
         raise PublishError(error.problem, remedy=error.remedy) from error
 
 
@@ -188,7 +205,7 @@ def _check_new(job: Job, owners: frozenset[str]) -> None:
         )
 
 
-def _check_existing(job: Job, target: PinnedRepo, *, private: bool | None, force: bool) -> None:
+def _check_existing(job: Job, target: PinnedRepo, *, private: bool | None, force: bool, mark: str) -> None:
     if target.disabled:
         raise PublishError(f"{job.repo_id} was disabled by the Hub.", remedy="Publish under another name.")
     if private and not target.private:
@@ -199,10 +216,10 @@ def _check_existing(job: Job, target: PinnedRepo, *, private: bool | None, force
     if job.create_pr:
         return
     try:
-        job.hub.ask(lambda: job.hub.api.auth_check(job.repo_id, write=True), job.repo_id)
+        job.hub.ask(lambda: job.hub.api.auth_check(job.repo_id, repo_type=job.repo_type, write=True), job.repo_id)
     except AdapterNotFound as error:
         raise no_right(job) from error
-    if not force and RECORD_FILE not in target.files and set(target.files) - {".gitattributes"}:
+    if not force and mark not in target.files and set(target.files) - {".gitattributes"}:
         raise PublishError(
             f"{job.repo_id} holds {len(target.files)} files and was not made by hub-merge.",
             remedy="Choose a new name, open a pull request with --create-pr, or pass --force, which replaces its files "
@@ -214,6 +231,12 @@ def _compare(paths: Mapping[str, Path], remote: Mapping[str, RemoteFile]) -> tup
     return tuple(
         PublishedFile(name, path.stat().st_size, _action(path, remote.get(name))) for name, path in paths.items()
     )
+
+
+def _removed(paths: Mapping[str, Path], remote: Mapping[str, RemoteFile], replaced: str | None) -> tuple[str, ...]:
+    if replaced is None:
+        return ()
+    return tuple(name for name in remote if name.startswith(replaced) and name not in paths)
 
 
 def _action(path: Path, remote: RemoteFile | None) -> Action:

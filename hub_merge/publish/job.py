@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from hub_merge.errors import PublishError
-from hub_merge.hub import Hub, PinnedRepo, Reference, RemoteFile
+from hub_merge.hub import Hub, PinnedRepo, Reference, RemoteFile, RepoType
 
 __all__ = ["Action", "Job", "Published", "PublishedFile", "Target", "is_same", "no_right"]
 
-Action: TypeAlias = Literal["add", "update", "unchanged"]
+Action: TypeAlias = Literal["add", "update", "unchanged", "remove"]
 
 
 class PublishedFile(NamedTuple):
@@ -64,11 +64,17 @@ class Job:
     create_pr: bool
     message: str
     branch: str | None = None
+    repo_type: RepoType = "model"
 
     @property
     def url(self) -> str:
         """Address of the repository for a browser."""
-        return f"{self.hub.endpoint}/{self.repo_id}"
+        kind = "" if self.repo_type == "model" else f"{self.repo_type}s/"
+        return f"{self.hub.endpoint}/{kind}{self.repo_id}"
+
+    def describe(self, reference: Reference) -> PinnedRepo:
+        """Return what the Hub says now of the repository of ``reference``, which is of the job's type."""
+        return self.hub.describe(reference, repo_type=self.repo_type)
 
     @property
     def place(self) -> Reference:

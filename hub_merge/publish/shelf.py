@@ -85,6 +85,6 @@ def _listed_in(job: Job, shelf: Shelf) -> str:
 def _collection_titled(job: Job, title: str) -> str:
     """Return the slug of the owner's collection of that title, created as private as the repository if need be."""
     owner = job.repo_id.partition("/")[0]
-    private = job.hub.describe(job.place).private
+    private = job.describe(job.place).private
     made = job.hub.send(lambda: job.hub.api.create_collection(title, namespace=owner, private=private, exists_ok=True))
     return made.slug

@@ -81,7 +81,13 @@ def validate_yaml(call: Call) -> Response:
 
 
 def model_facts(state: State, commit: Commit) -> dict[str, Any]:
-    """Fields of ``model_info`` that come from the files."""
+    """Fields of ``model_info`` that come from the files, which are read once."""
+    if commit.oid not in state.facts:
+        state.facts[commit.oid] = _facts(state, commit)
+    return state.facts[commit.oid]
+
+
+def _facts(state: State, commit: Commit) -> dict[str, Any]:
     card, body = _card(state, commit)
     config, adapter_config = (_json_file(state, commit, name) for name in ("config.json", "adapter_config.json"))
     library = card.get("library_name") or ("peft" if adapter_config else "transformers" if config else None)

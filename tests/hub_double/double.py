@@ -121,6 +121,15 @@ class HubDouble:
             new = {path: self._state.file(path, content) for path, content in files.items()}
             return repo.add_commit(MAIN, {**repo.head.files, **new}, title, author or repo.namespace).oid
 
+    @property
+    def page_size(self) -> int:
+        """Most entries on one page of any listing."""
+        return self._state.page_size
+
+    @page_size.setter
+    def page_size(self, size: int) -> None:
+        self._state.page_size = size
+
     def tamper(self, repo_id: str, path: str, content: bytes, revision: str = "main") -> None:
         """Put other bytes into a file of a commit, whose name stays: what no honest Hub does."""
         commit = self._commit(self.repo(repo_id), revision)

@@ -211,6 +211,8 @@ class State:
     collections: dict[str, Collection] = field(default_factory=dict)
     uploads: dict[str, Upload] = field(default_factory=dict)
     renames: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What the files of a commit tell, by commit."""
 
     def user_of_token(self, token: str) -> User | None:
         return next((user for user in self.users.values() if user.token == token), None)

@@ -32,12 +32,25 @@ BULK_PATIENCE = 400.0
     examples=[
         "search HuggingFaceTB/SmolLM2-135M-Instruct",
         "search openai-community/gpt2 --search medical --license mit --limit 5",
+        "search --compatible-with someone/math-lora --max-rank 16",
     ]
 )
 @click.argument("base_model", required=False)
 @filter_options
 @click.option(
     "--limit", metavar="N", type=click.IntRange(1, 1000), default=30, show_default=True, help="Most adapters to list."
+)
+@click.option("--page", metavar="N", type=click.IntRange(1), default=1, help="Which --limit of them.  [default: 1]")
+@click.option("--language", metavar="CODE", help="Language it is tagged with, such as en.")
+@click.option("--min-downloads", metavar="N", type=click.IntRange(0), default=0, help="Least downloads a month.")
+@click.option("--quantized", is_flag=True, help="Also those trained on quantised copies of the base model.")
+@click.option(
+    "--max-rank", metavar="N", type=click.IntRange(1), help="Largest rank it may have; reads the header of each."
+)
+@click.option(
+    "--compatible-with",
+    metavar="ADAPTER",
+    help="List only what may be merged with ADAPTER, whose base model is taken if none is named; reads headers.",
 )
 @token_option
 @output_options
@@ -49,16 +62,40 @@ def search(
     task: str | None,
     license_: str | None,
     sort: Any,
-    limit: int,
     token: str | None,
+    max_rank: int | None,
+    compatible_with: str | None,
+    **narrowed: Any,
 ) -> None:
-    """Find adapters on the Hub, of one base model or of any."""
+    """Find adapters on the Hub, of one base model or of any.
+
+    The base model is found by the tags of the adapters and by what their configurations name, under all its names.
+    """
     from hub_merge.cli.show.adapters import print_listings
 
-    found = client(out, token).search(
-        base_model, text=text, author=author, task=task, license=license_, sort=sort or "downloads", limit=limit
-    )
-    print_listings(out, found)
+    hub = client(out, token)
+    adapter = None
+    if compatible_with is not None:
+        from hub_merge.sources import open_headers
+        from hub_merge.zoo.reading import stated_base
+
+        adapter = open_headers(compatible_with, hub=hub).adapter
+        base_model = base_model or stated_base(adapter, hub)
+    filters: dict[str, Any] = {
+        "text": text,
+        "author": author,
+        "task": task,
+        "license": license_,
+        "sort": sort or "downloads",
+    }
+    found = hub.search(base_model, **filters, **narrowed)
+    if adapter is None and max_rank is None:
+        print_listings(out, found)
+        return
+    from hub_merge.cli.show.zoo import print_fits
+    from hub_merge.zoo.discovery import fitting
+
+    print_fits(out, list(fitting(found, hub=hub, to=adapter, max_rank=max_rank)))
 
 
 @command(examples=["inspect someone/math-lora", "inspect ./my-adapter --json", "inspect style.safetensors"])
@@ -150,7 +187,7 @@ def _check_listed(
     resume: Path | None,
     sort: Any,
     license_: str | None,
-    **filters: str | None,
+    **filters: Any,
 ) -> None:
     """Check every adapter that the Hub lists for ``base``."""
     from hub_merge.bulk import check_listed

@@ -15,7 +15,7 @@ __all__ = ["ui"]
 )
 @click.option("--browser/--no-browser", default=True, help="Open the page in the browser.  [default: browser]")
 def ui(port: int | None, browser: bool) -> None:
-    """Find, look, merge and publish on a page in the browser (needs gradio).
+    """Do it all on a page in the browser (needs gradio).
 
     It is served on this machine for you alone, and uses the login that is stored here when you sign in on it. It is the
     page of the Space, with the same limits, which HUB_MERGE_UI_MAX_ADAPTERS, _MAX_BYTES and _MAX_SECONDS raise.
