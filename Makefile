@@ -1,14 +1,18 @@
-# `make demo` merges the example adapters, `make test` runs the tests; each sets up all it needs in $(VENV).
+# `make demo` merges the example adapters, `make space` opens the page, `make test` runs the tests; each sets up all it
+# needs in $(VENV).
 
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: demo test style quality bench torture docs lowest newest wheel clean
+.PHONY: demo space test style quality bench torture docs lowest newest wheel clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python examples/demo.py
+
+space: $(VENV)/.space
+	$(BIN)/hub-merge ui
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
@@ -64,6 +68,10 @@ $(VENV)/.venv:
 $(VENV)/.plot: $(VENV)/.venv pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[plot]'
 	@touch $@
+
+$(VENV)/.space: $(VENV)/.venv pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[space]'
+	@touch $@ $(VENV)/.plot
 
 $(VENV)/.dev: $(VENV)/.venv pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[dev]'

@@ -47,6 +47,7 @@ pre { padding: .7rem 1rem; overflow-x: auto; white-space: pre-wrap; }
 code { padding: .1em .3em; } pre code { background: none; padding: 0; }
 table { border-collapse: collapse; display: block; overflow-x: auto; font-size: .92rem; }
 th, td { border: 1px solid var(--edge); padding: .3rem .6rem; text-align: left; vertical-align: top; }
+p.words { white-space: pre-wrap; margin-left: 1rem; }
 img { max-width: 100%; background: white; } h4 { margin-bottom: .2rem; }
 @media (max-width: 50rem) { body { display: block; } nav { position: static; height: auto; } }
 """
@@ -109,21 +110,23 @@ def members(value: Any) -> list[tuple[str, Any]]:
 def documented(name: str, value: Any, level: int) -> str:
     """Return heading, signature and docstring of a public name."""
     plain = getattr(value, "__func__", value)
-    words = inspect.getdoc(value) or ""
+    words = re.sub(r"``(.+?)``", r"<code>\1</code>", escape(inspect.getdoc(value) or ""))
     return (
         f'<h{level} id="{slug(f"api {name}")}"><code>{escape(name)}</code></h{level}>\n'
-        f"<pre><code>{escape(signature(name, plain))}</code></pre>\n<pre>{escape(words)}</pre>\n"
+        f'<pre><code>{escape(signature(name, plain))}</code></pre>\n<p class="words">{words}</p>\n'
     )
 
 
 def signature(name: str, value: Any) -> str:
+    """Return how a name is called; defaults that are objects of ours are left out."""
     if isinstance(value, property):
         returns = inspect.signature(value.fget).return_annotation if value.fget else ""
         return f"{name}: {returns}"
     try:
-        return f"{name}{inspect.signature(value)}"
+        told = f"{name}{inspect.signature(value)}"
     except (TypeError, ValueError):
         return name
+    return re.sub(r"<[^<>]+>", "...", re.sub(r"(: |-> )'([^']*)'", r"\1\2", told))
 
 
 def reference() -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from hub_merge.errors import AdapterFormatError, AdapterNotFound, UnsupportedAdapter
-from hub_merge.layout import CONFIG_FILE, DIFFUSERS_FILE, INDEX_FILE, KOHYA_FILE, MLX_FILE, WEIGHTS_FILE
+from hub_merge.layout import CONFIG_FILE, DIFFUSERS_FILE, INDEX_FILE, KOHYA_FILE, MIXTURES_FILE, MLX_FILE, WEIGHTS_FILE
 
 __all__ = ["FULL_MODELS", "PICKLED_WEIGHTS", "PICKLES", "Choice", "choose", "peft_weights", "pickled"]
 
@@ -79,6 +79,7 @@ def _candidates(names: Collection[str]) -> list[str]:
         name
         for name in names
         if name.endswith((".safetensors", ".gguf"))
+        and name != MIXTURES_FILE
         and not any(fnmatchcase(name, pattern) for pattern in (*FULL_MODELS, *PEFT_WEIGHTS))
     )
 

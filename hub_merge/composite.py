@@ -17,6 +17,7 @@ from hub_merge.formats.peft import covered
 from hub_merge.formats.tensors import widest
 from hub_merge.gram import Parts
 from hub_merge.methods import Method
+from hub_merge.mixtures import Mixtures
 from hub_merge.ranks import ENERGY, Profile, Rank, ranks_by_module
 from hub_merge.spectra import squares_of_sum
 from hub_merge.weights import Weight, weight_for
@@ -42,6 +43,8 @@ class Composite(Adapter):
         compatibility: What the check of the parents showed.
         allow: Codes of findings the user accepted.
         beside: What becomes of the parents' tensors beside their factors.
+        mixtures: Coefficients by module that the method merges with, ``None`` for a method that takes none.
+        tuning: How they, or weights and method, were chosen by measurement; ``None`` if they were not.
     """
 
     parents: tuple[Adapter, ...]
@@ -57,6 +60,8 @@ class Composite(Adapter):
     compatibility: Compatibility
     allow: tuple[str, ...] = ()
     beside: Extras = NO_EXTRAS
+    mixtures: Mixtures | None = None
+    tuning: Mapping[str, Any] | None = None
 
     @property
     def is_linear(self) -> bool:
@@ -92,7 +97,8 @@ class Composite(Adapter):
         """Run the method for ``module``; see ``parts`` for the arguments."""
         parts, weights = self.parts(module, parents)
         rng = module_generator(self.seed, module)
-        return self.method.kernel(parts, weights, rank=self.ranks[module], rng=rng, **self.options)
+        mixture = {} if self.mixtures is None else {"mixture": self.mixtures[module]}
+        return self.method.kernel(parts, weights, rank=self.ranks[module], rng=rng, **mixture, **self.options)
 
 
 def compose(
@@ -109,6 +115,8 @@ def compose(
     compatibility: Compatibility,
     allow: Sequence[str] = (),
     beside: Extras = NO_EXTRAS,
+    mixtures: Mixtures | None = None,
+    tuning: Mapping[str, Any] | None = None,
     name: str = "composite",
 ) -> Composite:
     """Return the composite that these choices give; nothing is computed yet but ranks that depend on the numbers.
@@ -127,13 +135,16 @@ def compose(
     found = _specs_taking_part(parents, weights)
     if not found:
         raise MergeError("Every weight is zero.", remedy="Give at least one adapter a weight.")
+    _require_mixtures(method, mixtures, found)
     if rank == "auto" and energy is None:
         energy = ENERGY
     ranks = _ranks(parents, weights, method, found, rank, energy or ENERGY, profile)
     specs = {
         module: replace(
             parts[0],
-            rank=method.output_rank([spec.rank for spec in parts], ranks[module]),
+            rank=method.output_rank([spec.rank for spec in parts], ranks[module])
+            if mixtures is None
+            else len(mixtures[module].inward),
             scaling=1.0,
             dtype="float32",
         )
@@ -177,8 +188,23 @@ def compose(
         compatibility=compatibility,
         allow=tuple(allow),
         beside=beside,
+        mixtures=mixtures,
+        tuning=tuning,
     )
     return composite
+
+
+def _require_mixtures(method: Method, mixtures: Mixtures | None, modules: Mapping[str, Any]) -> None:
+    if mixtures is None:
+        return
+    if not method.takes_mixtures:
+        raise MergeError(f"Method {method.name} takes no mixtures.", remedy="Leave them out, or take method mix.")
+    if modules.keys() != mixtures.keys():
+        other = min(modules.keys() ^ mixtures.keys())
+        raise MergeError(
+            f"The mixtures and the adapters are for different modules, such as {other}.",
+            remedy="Merge the adapters that they were tuned for, or tune again.",
+        )
 
 
 def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec], beside: Extras) -> tuple[str, ...]:

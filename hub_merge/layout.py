@@ -10,6 +10,7 @@ __all__ = [
     "KOHYA_FILE",
     "LICENSES_FILE",
     "LICENSES_FOLDER",
+    "MIXTURES_FILE",
     "MLX_FILE",
     "NOTICE_FILE",
     "OWN_CONTENT",
@@ -43,6 +44,8 @@ RECORD_FILE = "hub_merge.json"
 """The record, by which a folder or repository is known to be made by this package."""
 RECIPE_FILE = "recipe.yaml"
 CARD_FILE = "README.md"
+MIXTURES_FILE = "mixtures.safetensors"
+"""What a tuned merge is made with, beside its parents."""
 PICTURE_FILE = "orthogonality.png"
 
 NOTICE_FILE = "NOTICE"
@@ -56,7 +59,7 @@ TERMS_FILES = ("LICEN[SC]E*", "licen[sc]e*", "Licen[sc]e*", "COPYING*", "NOTICE*
 
 PUBLISHED_FILES = (
     *(CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, DIFFUSERS_FILE, KOHYA_FILE, MLX_FILE),
-    *(RECORD_FILE, RECIPE_FILE, PICTURE_FILE, NOTICE_FILE, LICENSES_FILE),
+    *(RECORD_FILE, RECIPE_FILE, MIXTURES_FILE, PICTURE_FILE, NOTICE_FILE, LICENSES_FILE),
 )
 """The files of a composite's folder that a push takes, beside the licence texts that its record names."""
 OWN_CONTENT = (*PUBLISHED_FILES, f"{LICENSES_FOLDER}/")

@@ -17,6 +17,7 @@ from hub_merge.formats.output import FileFormat
 from hub_merge.formats.peft import contained
 from hub_merge.formats.strict_json import read_bounded
 from hub_merge.layout import RECORD_FILE
+from hub_merge.mixtures import digest_of
 from hub_merge.proof import Proof
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source
 from hub_merge.scores import Scores
@@ -52,6 +53,7 @@ def build_record(
         seed=composite.seed,
         allow=composite.allow,
         extras=beside.policy,
+        mixtures=None if composite.mixtures is None else digest_of(composite.mixtures),
     )
     return MergeRecord(
         recipe=recipe,
@@ -75,6 +77,7 @@ def build_record(
         scores=scores.to_dict(modules=False),
         proof=proof.to_dict(),
         versions={name: version(name) for name in ("hub-merge", "numpy", "ml_dtypes")},
+        tuning=composite.tuning,
     )
 
 

@@ -47,7 +47,7 @@ SCHEMA_VERSION = 1
 """Version of ``hub_merge.json``; raised when an old reader would misunderstand a new file."""
 
 COMMIT = re.compile("[0-9a-f]{40}")
-FIELDS = "merge_method base_model models parameters profile dtype seed allow extras".split()
+FIELDS = "merge_method base_model models parameters profile dtype seed allow extras mixtures".split()
 """What a recipe may say at its top."""
 
 
@@ -99,6 +99,7 @@ class Recipe:
         seed: Seed of every random choice.
         allow: Codes of the findings that the user accepted.
         extras: What becomes of tensors beside the factors: ``refuse``, ``keep:NAME``, ``average`` or ``drop``.
+        mixtures: sha256 of the file of mixtures beside the recipe, for a method that takes some.
     """
 
     merge_method: str
@@ -112,6 +113,7 @@ class Recipe:
     seed: int = 0
     allow: tuple[str, ...] = ()
     extras: str = REFUSE
+    mixtures: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in the shape of its YAML."""
@@ -134,6 +136,7 @@ class Recipe:
             "seed": self.seed,
             "allow": list(self.allow),
             "extras": None if self.extras == REFUSE else self.extras,
+            "mixtures": self.mixtures,
         }
         return {key: value for key, value in asked.items() if value not in (None, {}, [])}
 
@@ -182,6 +185,7 @@ class Recipe:
             seed=_integer(content.get("seed", 0), "seed", at_least=0),
             allow=tuple(_text(code, "allow") for code in _list(content.get("allow"), "allow")),
             extras=_text(content.get("extras", REFUSE), "extras"),
+            mixtures=None if content.get("mixtures") is None else _text(content["mixtures"], "mixtures"),
         )
 
 
@@ -386,6 +390,7 @@ class MergeRecord:
         base_license_details: Where the base's licence is stated, and its licence files.
         base_commit: Commit that the base's repository was at, where it was looked up.
         measured: What was measured of the composite, and of others beside it.
+        tuning: How the merge was chosen by measurement, and what that showed; ``None`` if it was not.
     """
 
     recipe: Recipe
@@ -400,6 +405,7 @@ class MergeRecord:
     base_license_details: LicenseDetails = field(default_factory=LicenseDetails)
     base_commit: str | None = None
     measured: tuple[Measurement, ...] = ()
+    tuning: Mapping[str, Any] | None = None
 
     def to_json(self) -> str:
         """Return the record as JSON; the same record gives the same bytes."""
@@ -417,6 +423,7 @@ class MergeRecord:
             "proof": self.proof,
             **({"measured": [entry.to_dict() for entry in self.measured]} if self.measured else {}),
             "versions": self.versions,
+            **({"tuning": self.tuning} if self.tuning else {}),
         }
         return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -448,6 +455,7 @@ class MergeRecord:
                 scores=content["scores"],
                 proof=content["proof"],
                 versions=content["versions"],
+                tuning=_mapping(content.get("tuning"), "tuning") or None,
                 base_license_details=_license_details(content, "base_license_details"),
                 base_commit=_commit(content.get("base_commit")),
                 measured=tuple(Measurement.from_dict(entry) for entry in content.get("measured", ())),

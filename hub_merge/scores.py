@@ -9,12 +9,13 @@ trainings merely started from one seed, and the norms.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.gram import Float64, Parts, Stack, inner_products, orthonormal, stack
@@ -26,6 +27,7 @@ __all__ = [
     "ModuleScore",
     "ModuleScores",
     "PairScore",
+    "Products",
     "Scores",
     "Scoring",
     "modules_of",
@@ -197,6 +199,39 @@ def parents_of(adapters: Sequence[Adapter], module: str) -> Parts:
     return Parts(adapter.factors(module, shape) for adapter in adapters)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Products:
+    """Inner products of the deltas in every module: all it takes to tell what any linear combination keeps of each.
+
+    Attributes:
+        adapters: Names, in the order given.
+        modules: Names, one a matrix.
+        values: ``<delta_i, delta_j>`` by module, ``(M, T, T)``.
+        present: Which adapter has which module, ``(M, T)``.
+    """
+
+    adapters: tuple[str, ...]
+    modules: tuple[str, ...]
+    values: Float64
+    present: NDArray[np.bool_]
+
+    def retention(
+        self, weights: Sequence[Weight], coefficients: Callable[..., Sequence[float]] | None = None
+    ) -> tuple[float | None, ...]:
+        """Return what a combination keeps of each adapter along it, ``None`` for a delta that is zero.
+
+        Args:
+            weights: One number an adapter, or numbers by module.
+            coefficients: Gives the factors that a module's deltas are added with, from its weights and from which
+                adapters have it; ``None`` takes the weights.
+        """
+        kept, whole = np.zeros(len(self.adapters)), np.einsum("mii->i", self.values)
+        for module, products, present in zip(self.modules, self.values, self.present, strict=True):
+            here = [weight_for(weight, module) for weight in weights]
+            kept += products @ np.asarray(coefficients(here, present.tolist()) if coefficients else here, np.float64)
+        return tuple(float(part / all_) if all_ > 0 else None for part, all_ in zip(kept, whole, strict=True))
+
+
 class Scoring:
     """Scores in the making, one module after the other: ``measure`` in any thread, ``add`` in order."""
 
@@ -239,6 +274,19 @@ class Scoring:
     def add(self, module: ModuleScores) -> None:
         """Count ``module`` in."""
         self._modules.append(module)
+
+    def products(self) -> Products:
+        """Return the inner products of all modules that were added."""
+        count = len(self._adapters)
+        modules = tuple(found.name for found in self._modules)
+        return Products(
+            adapters=tuple(adapter.name for adapter in self._adapters),
+            modules=modules,
+            values=np.array([found.products for found in self._modules]).reshape(-1, count, count),
+            present=np.array(
+                [[name in adapter.modules for adapter in self._adapters] for name in modules], bool
+            ).reshape(-1, count),
+        )
 
     def result(self) -> Scores:
         """Return the scores of all modules that were added."""

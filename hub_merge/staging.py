@@ -61,10 +61,30 @@ def require_free(folder: Path, force: bool, own: Collection[str]) -> None:
     """
     for place in (folder.resolve().parent, folder):
         clear(place)
+    while True:
+        _settle(folder)
+        seen = _changed(folder)
+        try:
+            _require_free(folder, force, own)
+            return
+        except OutputExists:
+            if _changed(folder) == seen and not (folder / EXCHANGE).is_dir():
+                raise  # else another run was about to replace it
+
+
+def _settle(folder: Path) -> None:
+    """Wait for the exchange that is under way, or end that in which a run was killed."""
     if (folder / EXCHANGE).is_dir():
         with entered(folder / EXCHANGE) as place:
             _recover(place, folder)
-    _require_free(folder, force, own)
+
+
+def _changed(folder: Path) -> int:
+    """Return when something came into ``folder`` or left it, in nanoseconds; 0 if it is not there."""
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _require_free(folder: Path, force: bool, own: Collection[str]) -> None:
@@ -100,8 +120,8 @@ def _content(folder: Path) -> list[Path]:
 
 def _put(stage: Path, folder: Path, force: bool, own: Collection[str]) -> None:
     """Give ``folder`` the content of ``stage``: at once if it is not there yet."""
-    _require_free(folder, force, own)
     if not folder.is_dir():
+        _require_free(folder, force, own)
         try:
             stage.rename(folder)
             return

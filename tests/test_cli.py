@@ -171,8 +171,8 @@ def test_every_command_that_prints_results_takes_the_same_output_options() -> No
     wanted = {"--format", "--json", "--quiet", "-q", "--no-truncate"}
     for name, command in cli.commands.items():
         options = {option for param in command.params for option in param.opts}
-        assert (wanted & options) == (set() if name == "card" else wanted), name
-        assert ("--token" in options) == (name not in ("card", "methods")), name
+        assert (wanted & options) == (set() if name in ("card", "ui") else wanted), name
+        assert ("--token" in options) == (name not in ("card", "ui", "methods")), name
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

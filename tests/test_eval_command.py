@@ -20,9 +20,11 @@ transformers = pytest.importorskip("transformers")
 
 from click.testing import CliRunner, Result  # noqa: E402
 
+from hub_merge import Adapter, merge  # noqa: E402
 from hub_merge.cli.app import cli  # noqa: E402
 from hub_merge.errors import CheckpointError, EvaluationError, HubMergeError, OutputExists  # noqa: E402
 from hub_merge.evaluate import LanguageModel, evaluate, read_questions, results_of, run_tasks  # noqa: E402
+from hub_merge.measurements import Measurement  # noqa: E402
 from tests.test_evaluate import TEXTS, by_hand, trained  # noqa: E402
 from tests.tiny_models import tiny_llama, tiny_tokenizer  # noqa: E402
 
@@ -155,15 +157,34 @@ def test_results_have_the_form_of_the_record(folder: Path) -> None:
     sets = [read_questions(folder / name / "test.jsonl") for name in ("first", "second")]
     found = evaluate(model, {"base": None}, sets)
     entries = results_of(found, "base")
-    assert [(entry["dataset"], entry["split"], entry["metric"]) for entry in entries] == [
+    assert [(entry.dataset, entry.split, entry.metric) for entry in entries] == [
         (name, "test", metric) for name in ("first", "second") for metric in ("answer perplexity", "text perplexity")
     ]
     for entry in entries:
-        assert set(entry) == {"dataset", "split", "metric", "value", "interval", "rows", "how"}
-        assert entry["interval"][0] <= entry["value"] <= entry["interval"][1]
-        assert entry["rows"] == 2
-        assert "float32" in entry["how"] and "rows cut to 40 tokens" in entry["how"]
-    assert json.loads(json.dumps(entries)) == entries
+        assert entry.interval is not None and entry.interval[0] <= entry.value <= entry.interval[1]
+        assert entry.rows == 2
+        assert "float32" in entry.how and "rows cut to 40 tokens" in entry.how
+        assert Measurement.from_dict(json.loads(json.dumps(entry.to_dict()))) == entry
+
+
+def test_figures_go_into_record_and_card_of_a_composite_alone(folder: Path, run: Run) -> None:
+    merge([Adapter.from_pretrained(folder / name) for name in NAMES[:2]]).save_pretrained("composite")
+    weights = Path("composite/adapter_model.safetensors").read_bytes()
+    found = json.loads(run("composite", *adapters(folder)[:1], *data(folder), "--record", "--json").stdout)
+    value = next(row for row in found["figures"] if (row["composite"], row["domain"]) == ("composite", "first"))
+    record = json.loads(Path("composite/hub_merge.json").read_text())
+    kept = {(entry.get("subject", ""), entry["dataset"], entry["metric"]): entry for entry in record["measured"]}
+    assert kept["", "first", "answer perplexity"]["value"] == value["perplexity"]
+    assert {subject for subject, *_ in kept} == {"", "base"} and len(kept) == 8
+    assert f"{value['perplexity']:.3g}" in Path("composite/README.md").read_text()
+    assert "Not evaluated" not in Path("composite/README.md").read_text()
+    assert Path("composite/adapter_model.safetensors").read_bytes() == weights
+    assert "measured" not in (folder / "one" / "README.md").read_text()
+
+
+def test_figures_are_not_kept_where_there_is_no_composite(folder: Path, run: Run) -> None:
+    done = CliRunner().invoke(cli, ["eval", *adapters(folder), *data(folder), "--record"])
+    assert done.exit_code == 2 and "--record writes to the folder of a composite" in done.output
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ bases budgets choice findings frontmatter ranks weights
 adapter recipe parallel workspace
 gram
 clustering elementwise lowrank spectra formats hub staging
-coordinates lineage materialize outliers scores
+coordinates lineage materialize mixtures outliers scores
 methods
 compat licenses extras
 advise composite sources base_weights
@@ -32,7 +32,9 @@ pipeline
 bulk fusion
 extraction
 evaluate
+tune
 zoo
+studio
 cli
 __init__ __main__
 """.strip().splitlines()

@@ -30,14 +30,12 @@ def draw(results: Mapping[str, Any], figure: Figure) -> None:
                 x, y = cosine(results, subject), 100 * damage(results, subject)
                 face = color if alike else "none"
                 axes.scatter([x], [y], marker=marker, s=36, edgecolors=color, facecolors=face, label=label)
-    axes.set_xscale("log")
     axes.axhline(0, color=INK, linewidth=0.8)
-    axes.set_xlabel(
-        "RMS cosine of the deltas (log scale); filled: one seed, hollow: other seeds", fontsize=8.5, color=FAINT
-    )
+    axes.set_xlim(left=0)
+    axes.set_xlabel("RMS cosine of the deltas; filled: one seed, hollow: other seeds", fontsize=8.5, color=FAINT)
     axes.set_ylabel("change of mean answer perplexity, %", fontsize=8.5, color=FAINT)
     axes.set_title("against training on merged data", fontsize=10.5, color=INK, loc="left")
     axes.grid(color=PALE, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7.5, frameon=False, ncols=2)
+    axes.legend(loc="upper left", fontsize=7.5, frameon=False, ncols=2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,7 @@ def beside_the_paper(results: Mapping[str, Any]) -> str:
         cells = [change(against_baseline(results, sums[0])["mean"]["answer"])]
         for kind in METHODS:
             values = [100 * damage(results, subject) for subject in composites(results, kind, domains)]
-            cells.append(f"{min(values):+.1f} to {max(values):+.1f} % ({len(values)})" if values else "")
+            cells.append(spread(values))
         cosines = [cosine(results, subject) for subject in sums]
         rows.append([named(domains), stated, *cells, f"{cosines[0]:.3f}", f"{min(cosines):.3f}"])
     header = [
@@ -139,9 +140,16 @@ def beside_the_paper(results: Mapping[str, Any]) -> str:
     return f"{table(header, rows)}\n\n{note}\n\n![Change against RMS cosine](change.png)"
 
 
+def spread(values: Sequence[float]) -> str:
+    """Return the range of some percentages and their number."""
+    if len(values) < 2:
+        return "".join(f"{value:+.1f} % (1)" for value in values)
+    return f"{min(values):+.1f} to {max(values):+.1f} % ({len(values)})"
+
+
 def value_of(number: float | None) -> str:
     """Return a coefficient."""
-    return "" if number is None else f"{number:+.2f}"
+    return "" if number is None or math.isnan(number) else f"{number:+.2f}"
 
 
 def prediction(results: Mapping[str, Any]) -> str:
@@ -176,6 +184,8 @@ def coefficients(found: Sequence[Point], predictor: str) -> list[str]:
     every, tasks, seeds = overall(found, predictor), between(found, predictor), within(found, predictor)
 
     def with_p(correlation: Correlation) -> list[str]:
+        if math.isnan(correlation.pearson):
+            return ["", ""]
         return [f"{value_of(correlation.pearson)} (p {correlation.p:.2f})", value_of(correlation.spearman)]
 
     interval = f"[{value_of(every.low)}, {value_of(every.high)}]"
@@ -200,6 +210,8 @@ def starts(results: Mapping[str, Any]) -> str:
         for entry in seed_effect(points(results))
     ]
     header = ["what is measured", "RMS cosine, one start", "another start", "loss, one start", "another start"]
+    if not rows:
+        return "No pair was measured both with one start and with another."
     return (
         "Two trainings of one seed start from one lora_A. The loss is the change of answer perplexity in the sum of "
         f"the pair against the domain's own adapter, averaged over the sums of that kind.\n\n{table(header, rows)}"

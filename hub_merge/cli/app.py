@@ -18,6 +18,7 @@ COMMANDS = {
     "measure": ("eval",),
     "publish": ("card", "push"),
     "zoo": ("zoo",),
+    "ui": ("ui",),
     "methods": ("methods",),
 }
 """The commands of each module in ``hub_merge.cli.commands``."""

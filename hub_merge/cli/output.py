@@ -30,7 +30,7 @@ Formats = Mapping[str, Callable[[Any], str]]
 
 COMMANDS = (
     *("search", "inspect", "check", "score", "advise", "merge", "compress", "convert", "verify"),
-    *("fuse", "extract", "eval", "card", "push", "zoo", "methods"),
+    *("fuse", "extract", "eval", "card", "push", "zoo", "ui", "methods"),
 )
 OWN_COMMAND = re.compile(rf"\bhub-merge(?= (?:{'|'.join(COMMANDS)})\b)")
 

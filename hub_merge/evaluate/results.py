@@ -8,6 +8,7 @@ from typing import Any
 
 from hub_merge.evaluate.evaluation import Evaluation
 from hub_merge.evaluate.statistics import Difference, Estimate, Part
+from hub_merge.measurements import Measurement
 
 __all__ = ["document", "figures", "results_of"]
 
@@ -99,11 +100,8 @@ def _comparisons(evaluation: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def results_of(evaluation: Evaluation, composite: str) -> list[dict[str, Any]]:
-    """Return the perplexities of one composite as its record and card hold results.
-
-    Each has ``dataset``, ``split``, ``metric``, ``value``, ``interval`` (low and high), ``rows`` and ``how``.
-    """
+def results_of(evaluation: Evaluation, composite: str) -> list[Measurement]:
+    """Return the perplexities of one composite as its record and card hold results."""
     found = []
     for domain, entry in evaluation.sets.items():
         if domain not in evaluation.losses[composite]:
@@ -111,15 +109,15 @@ def results_of(evaluation: Evaluation, composite: str) -> list[dict[str, Any]]:
         for part in PARTS:
             estimate = evaluation.perplexity(composite, domain, part)
             found.append(
-                {
-                    "dataset": domain,
-                    "split": entry.split,
-                    "metric": f"{part} perplexity",
-                    "value": estimate.value,
-                    "interval": [estimate.low, estimate.high],
-                    "rows": estimate.rows,
-                    "how": _how(evaluation, domain, part),
-                }
+                Measurement(
+                    dataset=domain,
+                    split=entry.split,
+                    metric=f"{part} perplexity",
+                    value=estimate.value,
+                    interval=(estimate.low, estimate.high),
+                    rows=estimate.rows,
+                    how=_how(evaluation, domain, part),
+                )
             )
     return found
 

@@ -16,7 +16,7 @@ from hub_merge.hub import Hub
 from hub_merge.pipeline import merge
 from hub_merge.sources import open_adapter
 
-__all__ = ["Lineup", "line_up"]
+__all__ = ["Lineup", "line_up", "stated_base"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def line_up(
         for method in methods:
             name = f"{method} of {' + '.join(part.name for part in parts)}"
             composites[name] = merge(parts, method, rank=rank, base=_hub_id(base), allow=allow)
-    return Lineup(base or _stated_base(adapters), composites)
+    return Lineup(base or stated_base(adapters), composites)
 
 
 def _combinations(adapters: Sequence[Adapter]) -> list[tuple[Adapter, ...]]:
@@ -83,7 +83,8 @@ def _hub_id(base: str | None) -> str | None:
     return read_base(base).model_id if base and not Path(base).exists() else None
 
 
-def _stated_base(adapters: Sequence[Adapter]) -> str:
+def stated_base(adapters: Sequence[Adapter]) -> str:
+    """Return the Hub id of the base that all adapters state, or raise ``EvaluationError``."""
     stated = {found for adapter in adapters if (found := read_base(adapter.base_model).model_id)}
     if len(stated) != 1:
         named = " and ".join(sorted(stated)) or "none that is on the Hub"

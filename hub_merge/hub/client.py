@@ -50,6 +50,8 @@ class Hub:
         endpoint: Address of the Hub; ``None`` takes HF_ENDPOINT or ``https://huggingface.co``.
         offline: Use the cache only. Also set by HF_HUB_OFFLINE.
         cache_dir: Folder of downloads; ``None`` takes the one that all Hugging Face libraries share.
+        closed_cache_dir: Folder of downloads from private and gated repositories, for a process that serves several
+            users; ``None`` keeps them with the others.
         timeout: Seconds to wait for a connection or for the next bytes.
         retries: How often a failed request is repeated.
         allow_pickle: Also open PEFT's weights that are only there as a pickle, by a reader that runs none of it.
@@ -66,6 +68,7 @@ class Hub:
         endpoint: str | None = None,
         offline: bool = False,
         cache_dir: Path | None = None,
+        closed_cache_dir: Path | None = None,
         timeout: float = 30.0,
         retries: int = 4,
         allow_pickle: bool = False,
@@ -80,6 +83,7 @@ class Hub:
         self._token = token
         self._progress = progress
         self.cache_dir = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+        self._closed_cache_dir = closed_cache_dir or self.cache_dir
         self._timeout = timeout
         self._retries = retries
         self.allow_pickle = allow_pickle
@@ -359,10 +363,10 @@ class Hub:
 
     def cached_path(self, pinned: PinnedRepo, name: str) -> Path:
         """Return where the cache keeps the adapter's file ``name``, whether it is there or not."""
-        return self._cache_of(pinned.repo_id) / "snapshots" / pinned.commit / pinned.path(name)
+        return self._cache_of(pinned) / "snapshots" / pinned.commit / pinned.path(name)
 
     def _resolve_cached(self, reference: Reference) -> PinnedRepo:
-        cache = self._cache_of(reference.repo_id)
+        cache = _repo_cache(self.cache_dir, reference.repo_id)
         commit = reference.revision or "main"
         ref = cache / "refs" / commit
         if ref.is_file():
@@ -377,14 +381,17 @@ class Hub:
         revision = pinned.revision or "main"
         if revision == pinned.commit:
             return
-        cache = self._cache_of(pinned.repo_id)
+        cache = self._cache_of(pinned)
         ref = cache / "refs" / revision
         with suppress(OSError):
             ref.parent.mkdir(parents=True, exist_ok=True)
             write_whole(ref, pinned.commit, place=cache)
 
-    def _cache_of(self, repo_id: str) -> Path:
-        return self.cache_dir / f"models--{repo_id.replace('/', '--')}"
+    def _cache_for(self, pinned: PinnedRepo) -> Path:
+        return self._closed_cache_dir if pinned.private or pinned.gated else self.cache_dir
+
+    def _cache_of(self, pinned: PinnedRepo) -> Path:
+        return _repo_cache(self._cache_for(pinned), pinned.repo_id)
 
     def _require_room(self, pinned: PinnedRepo, names: Iterable[str]) -> None:
         sizes = {name: pinned.files[pinned.path(name)].size for name in names}
@@ -392,7 +399,7 @@ class Hub:
         limits = budget()
         limits.require_bytes(sum(sizes.values()), pinned.label)
         if missing:
-            limits.require_disk(missing, self.cache_dir, pinned.label)
+            limits.require_disk(missing, self._cache_for(pinned), pinned.label)
 
     def _download(self, pinned: PinnedRepo, name: str, progress: bool) -> Path:
         file = pinned.files[pinned.path(name)]
@@ -404,14 +411,14 @@ class Hub:
             pinned.repo_id,
             pinned.path(name),
             revision=pinned.commit,
-            cache_dir=self.cache_dir,
+            cache_dir=self._cache_for(pinned),
             force_download=target.exists(),
             tqdm_class=None if progress else _silent_bar(),
         )
         self.ask(download, pinned.repo_id, f"{pinned.label} ({name})")
         if has_size(target, size):
             require_digest(target, file, f"{pinned.label} ({name})")
-            clear_partial(target, self.cache_dir / ".locks" / self._cache_of(pinned.repo_id).name)
+            clear_partial(target, self._cache_for(pinned) / ".locks" / self._cache_of(pinned).name)
             return target
         raise AdapterFormatError(
             f"{pinned.label} ({name}) arrived with a size other than the {size} bytes that the repository states.",
@@ -484,6 +491,10 @@ class _Reader:
         repo_id, commit = self._pinned.repo_id, self._pinned.commit
         url = hf_hub_url(repo_id, path, revision=commit, endpoint=self._hub.endpoint)
         return fetch_range(url, self._hub.headers(), start, end)
+
+
+def _repo_cache(cache_dir: Path, repo_id: str) -> Path:
+    return cache_dir / f"models--{repo_id.replace('/', '--')}"
 
 
 def _silent_bar() -> type[Any]:

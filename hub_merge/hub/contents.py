@@ -14,6 +14,7 @@ from hub_merge.layout import (
     CARD_FILE,
     CONFIG_FILE,
     INDEX_FILE,
+    MIXTURES_FILE,
     RECIPE_FILE,
     RECORD_FILE,
     TERMS_FILES,
@@ -29,6 +30,7 @@ COMPANIONS = (
     *TOKENIZER_FILES,
     RECORD_FILE,
     RECIPE_FILE,
+    MIXTURES_FILE,
 )
 MOST_NAMED = 8
 

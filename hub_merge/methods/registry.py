@@ -38,8 +38,14 @@ __all__ = [
 
 ENTRY_POINTS = "hub_merge.methods"
 
-RESERVED = frozenset("adapters allow base canonical dtype energy method preset profile rank rng seed weights".split())
+RESERVED = frozenset(
+    "adapters allow base canonical dtype energy method mixture mixtures preset".split()
+    + "profile rank rng seed tuning weights".split()
+)
 """What ``merge`` and recipes call other things, so that no option can have the name."""
+
+GIVEN = ("rank", "rng", "mixture")
+"""Arguments of a method that are no options of it; it need not take a mixture."""
 
 DefaultRank = Literal["total", "largest"]
 """Rank of the result when none is asked for: the sum of the ranks of a module's parts, or the largest of them."""
@@ -176,6 +182,11 @@ class Method:
         return inspect.getdoc(self.kernel).partition("\n")[0]  # type: ignore[union-attr]
 
     @property
+    def takes_mixtures(self) -> bool:
+        """Whether it merges with mixtures, by module."""
+        return "mixture" in inspect.signature(self.kernel).parameters
+
+    @property
     def promises(self) -> tuple[str, ...]:
         """What the method keeps, in words."""
         return tuple(text for name, text in PROMISES.items() if name not in self.breaks)
@@ -277,7 +288,7 @@ def _read_options(kernel: Kernel) -> tuple[Option, ...]:
     return tuple(
         _read_option(name, hints.get(name), parameter.default)
         for name, parameter in parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("rank", "rng")
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in GIVEN
     )
 
 

@@ -16,6 +16,7 @@ from hub_merge.findings import REFUSE, Finding, Report
 from hub_merge.formats.tensors import WRITABLE
 from hub_merge.lineage import Follow
 from hub_merge.methods import Method, get_method
+from hub_merge.mixtures import Mixtures
 from hub_merge.outliers import dominance_findings
 from hub_merge.ranks import Profile, Rank, require_rank
 from hub_merge.weights import Weight, checked_weight
@@ -38,6 +39,8 @@ def merge(
     extras: str = REFUSE,
     canonical: Follow | None = None,
     original: Follow | None = None,
+    mixtures: Mixtures | None = None,
+    tuning: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Composite:
     """Return the composite of ``adapters``. Its factors are computed when they are asked for or saved.
@@ -60,6 +63,8 @@ def merge(
             ``average`` (the plain mean over the adapters that have them) or ``drop``.
         canonical: Follows renames of a Hub id, such as ``Hub().canonical``.
         original: Tells which model a quantised copy was made from, such as ``Hub().original``.
+        mixtures: Mixtures by module, for method ``mix``.
+        tuning: How weights, method or coefficients were chosen by measurement, as data for the record.
         **options: Options of the method.
 
     Raises:
@@ -96,6 +101,8 @@ def merge(
         compatibility=compatibility,
         allow=allow,
         beside=beside,
+        mixtures=mixtures,
+        tuning=tuning,
     )
 
 

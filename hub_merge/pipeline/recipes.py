@@ -15,17 +15,17 @@ from hub_merge.hub import Hub
 from hub_merge.layout import OWN_CONTENT
 from hub_merge.lineage import Follow
 from hub_merge.methods import get_method
+from hub_merge.mixtures import Mixtures, read_mixtures
 from hub_merge.pipeline.merging import merge, require_choices
 from hub_merge.pipeline.opening import followers, open_all
 from hub_merge.pipeline.progress import Progress, silent
-from hub_merge.pipeline.saving import save
-from hub_merge.provenance import read_record
+from hub_merge.pipeline.saving import write_composite
 from hub_merge.ranks import require_rank
 from hub_merge.recipe import MergeRecord, Recipe
 from hub_merge.sources import base_origin
 from hub_merge.staging import require_free
 
-__all__ = ["carry_out", "converted_parents", "finder", "merge_to_folder", "run"]
+__all__ = ["carry_out", "converted_parents", "finder", "merge_to_folder", "mixtures_of", "run"]
 
 
 def run(
@@ -54,7 +54,8 @@ def run(
     checked_policy(recipe.extras)
     adapters = open_all(_references(recipe, folder, parents), hub, progress)
     adapters = converted_parents(recipe, adapters, hub, finder(parents, folder), progress)
-    return carry_out(recipe, adapters, *followers(hub))
+    mixtures = mixtures_of(recipe, folder)
+    return carry_out(recipe, adapters, *followers(hub), mixtures=mixtures)
 
 
 def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> list[str | Path]:
@@ -96,8 +97,18 @@ def converted_parents(
     ]
 
 
+def mixtures_of(recipe: Recipe, folder: Path) -> Mixtures | None:
+    """Return the coefficients that the recipe merges with, from their file in ``folder``."""
+    return None if recipe.mixtures is None else read_mixtures(folder, recipe.mixtures)
+
+
 def carry_out(
-    recipe: Recipe, adapters: Sequence[Adapter], canonical: Follow | None = None, original: Follow | None = None
+    recipe: Recipe,
+    adapters: Sequence[Adapter],
+    canonical: Follow | None = None,
+    original: Follow | None = None,
+    *,
+    mixtures: Mixtures | None = None,
 ) -> Composite:
     return merge(
         adapters,
@@ -113,6 +124,7 @@ def carry_out(
         extras=recipe.extras,
         canonical=canonical,
         original=original,
+        mixtures=mixtures,
         **recipe.options,
     )
 
@@ -134,7 +146,7 @@ def merge_to_folder(
     require_free(output, force, OWN_CONTENT)
     get_format(format).require_profile(recipe.profile)  # told before anything is downloaded
     composite = run(recipe, hub=hub, folder=sources_from, parents=parents, progress=progress)
-    save(
+    return write_composite(
         composite,
         output,
         format=format,
@@ -143,7 +155,6 @@ def merge_to_folder(
         base=_base_of(composite, hub),
         progress=progress,
     )
-    return read_record(output)
 
 
 def _base_of(composite: Composite, hub: Hub) -> Origin | None:

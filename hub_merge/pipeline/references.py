@@ -21,6 +21,9 @@ from hub_merge.weights import Weight
 
 __all__ = ["advise_on_references", "check_references", "inspect_reference", "score_references", "search"]
 
+COMPARABLE = ("base_differs", "base_unknown", "task_differs", "trained_weights", "unknown_fields", "base_copy")
+"""Problems of a merge that do not keep deltas from being compared."""
+
 ABOUT_NUMBERS = ("untrained", "partly_zero", "norms_differ", "same_adapter", "norm_outlier", "spectrum_outlier")
 """Findings that say something of scores."""
 
@@ -73,8 +76,7 @@ def score_references(
     """
     adapters = affordable(open_all(references, hub, progress))
     compatibility = checked(adapters, hub)
-    comparable = ("base_differs", "base_unknown", "task_differs", "trained_weights", "unknown_fields", "base_copy")
-    blocking = [found for found in compatibility.report.problems if found.code not in comparable]
+    blocking = [found for found in compatibility.report.problems if found.code not in COMPARABLE]
     if blocking:
         raise IncompatibleAdapters(Report.of(blocking))
     for found in compatibility.report.cautions:

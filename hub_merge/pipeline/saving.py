@@ -14,16 +14,18 @@ from hub_merge.formats.output import get_format
 from hub_merge.formats.tensors import dtype_named
 from hub_merge.layout import CARD_FILE, OWN_CONTENT, RECORD_FILE
 from hub_merge.licenses import verdict_of
+from hub_merge.mixtures import write_mixtures
 from hub_merge.notices import carried_texts, notice_texts, write_texts
 from hub_merge.pipeline.documents import document, keep_words
 from hub_merge.pipeline.merging import merge
 from hub_merge.pipeline.progress import Progress, counter, silent
 from hub_merge.proof import Proof, prove
-from hub_merge.provenance import build_record
+from hub_merge.provenance import build_record, read_record
+from hub_merge.recipe import MergeRecord
 from hub_merge.scores import Scoring
 from hub_merge.staging import staged
 
-__all__ = ["require_room", "save"]
+__all__ = ["require_room", "save", "write_composite"]
 
 HEADER_BYTES = 1000
 """More than two tensors take in the header of a file."""
@@ -59,6 +61,21 @@ def save(
         IncompatibleAdapters: The adapter holds more than its factors, which would be lost.
         MergeError: The format cannot hold the adapter, or its profile.
     """
+    write_composite(adapter, folder, format=format, force=force, picture=picture, base=base, progress=progress)
+    return folder.expanduser()
+
+
+def write_composite(
+    adapter: Adapter,
+    folder: Path,
+    *,
+    format: str,
+    force: bool,
+    picture: bool,
+    base: Origin | None,
+    progress: Progress,
+) -> MergeRecord:
+    """Do what ``save`` does and return the record that was written; the folder may be another run's by then."""
     target = get_format(format)
     composite = adapter if isinstance(adapter, Composite) else merge([adapter])
     target.require_profile(composite.profile)
@@ -76,6 +93,8 @@ def save(
             rank=composite.uniform_rank,
             progress=counter("write", total, progress),
         )
+        if composite.mixtures is not None:
+            write_mixtures(composite.mixtures, stage)
         written = open_adapter_files(stage, choose(target.files), name=composite.name, origin=Origin(folder=stage))
         scoring = Scoring(composite.parents, composite.weights)
         proof = prove(stage, written, composite, counter("prove", total, progress), scoring)
@@ -87,7 +106,7 @@ def save(
         write_texts(stage, {**carried, **notice_texts(verdict_of(record), carried)})
         if (folder / RECORD_FILE).is_file() and (folder / CARD_FILE).is_file():
             keep_words(folder / CARD_FILE, stage / CARD_FILE)
-    return folder
+        return read_record(stage)
 
 
 def _require_no_parent(folder: Path, composite: Composite) -> None:

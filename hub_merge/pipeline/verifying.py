@@ -11,7 +11,7 @@ from hub_merge.errors import HubMergeError
 from hub_merge.formats.output import get_format
 from hub_merge.hub import Hub
 from hub_merge.pipeline.progress import Progress, counter, silent
-from hub_merge.pipeline.recipes import carry_out, converted_parents, finder
+from hub_merge.pipeline.recipes import carry_out, converted_parents, finder, mixtures_of
 from hub_merge.pipeline.saving import require_room
 from hub_merge.proof import Proof, prove
 from hub_merge.provenance import read_record
@@ -58,7 +58,8 @@ def verify(
         return Verification(None, tuple(differences), again.missing, None)
     try:
         adapters = converted_parents(record.recipe, again.adapters, hub, finder(parents), progress)
-        return _compared(record, written, carry_out(record.recipe, adapters), differences, progress)
+        asked = carry_out(record.recipe, adapters, mixtures=mixtures_of(record.recipe, folder))
+        return _compared(record, written, asked, differences, progress)
     except HubMergeError:
         if not differences:
             raise

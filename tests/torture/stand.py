@@ -78,7 +78,7 @@ def child(job: dict[str, Any], said: Path) -> None:
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT), number)
     os.environ.update(job["environment"])
     constants.HF_HUB_CACHE = os.environ["HF_HUB_CACHE"]
-    tempfile.tempdir = None
+    tempfile.tempdir = os.environ["TMPDIR"]  # else Python tries it with a file that a kill would leave
     os.chdir(job["home"])
     sys.argv = ["hub-merge", *job["words"]]
     if job.get("largest_file") is not None:

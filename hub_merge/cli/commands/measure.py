@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +12,24 @@ import click
 from hub_merge.cli.framework import command
 from hub_merge.cli.options import allow_option, client, output_options, pickle_option, token_option
 from hub_merge.cli.output import Output
+from hub_merge.cli.questions import ANSWER, PROMPT, question_sets
 from hub_merge.errors import OutputExists
 
 if TYPE_CHECKING:
     from hub_merge.evaluate import LanguageModel, QuestionSet
     from hub_merge.evaluate.wearing import Wearable
+    from hub_merge.measurements import Measurement
 
 __all__ = ["eval"]
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-PROMPT, ANSWER = "Question: {question}\\nAnswer: ", "{answer}"
 
 
 @command(
     examples=[
         "eval ./math ./medicine --merge sum --merge mean --data math=math.jsonl --data medicine=medicine.jsonl",
         "eval ./composite --base HuggingFaceTB/SmolLM2-135M-Instruct --data test.jsonl --limit 100 -o figures.json",
-        "eval ./composite --data openai/gsm8k:main --split test --tasks arc_easy,piqa --limit 200",
+        "eval ./composite --data openai/gsm8k:main --split test --tasks arc_easy,piqa --limit 200 --record",
     ]
 )
 @click.argument("adapters", nargs=-1, metavar="[ADAPTER]...")
@@ -58,6 +60,7 @@ PROMPT, ANSWER = "Question: {question}\\nAnswer: ", "{answer}"
 @click.option("-o", "--output", metavar="FILE", type=FILE, help="Write everything, row by row, to this JSON file.")
 @click.option("--plot", metavar="FILE", type=FILE, help="Draw perplexities (.png, .svg or .pdf; needs matplotlib).")
 @click.option("--force", is_flag=True, help="Replace the JSON file if it is there.")
+@click.option("--record", is_flag=True, help="Add the figures to record and card of each composite that is a folder.")
 @allow_option
 @pickle_option
 @token_option
@@ -78,6 +81,7 @@ def eval(
     dtype: str,
     max_tokens: int | None,
     force: bool,
+    record: bool,
     **asked: Any,
 ) -> None:
     """Measure adapters and their composites on a real model.
@@ -93,33 +97,47 @@ def eval(
         raise OutputExists(f"{asked['output']} exists already.", remedy="Name another file, or pass --force.")
     if not asked["data"] and not tasks:
         raise click.UsageError("There is nothing to measure on. Give --data FILE, or --tasks NAMES.")
-    sets = _sets(limit=limit, **{name: asked.pop(name) for name in ("data", "split", "prompt", "answer")})
+    sets = question_sets(limit=limit, **{name: asked.pop(name) for name in ("data", "split", "prompt", "answer")})
     hub = client(out, token, allow_pickle=allow_pickle)
     lineup = line_up(adapters, hub=hub, base=base, methods=methods, rank=rank, allow=allow, progress=out.progress())
     if asked["against"] not in lineup.composites:
         raise click.BadParameter(f"There is only {', '.join(lineup.composites)}.", param_hint="--against")
+    kept = _folders(lineup.composites) if record else {}
     model = LanguageModel.load(lineup.base, dtype=dtype, device=device, token=token, most_tokens=max_tokens)
-    documents = _perplexities(out, model, lineup.composites, sets, **asked) if sets else {}
+    documents, results = _perplexities(out, model, lineup.composites, sets, **asked) if sets else ({}, {})
     if tasks:
         documents["tasks"] = _tasks(out, model, lineup.composites, tasks, limit, task_folder)
+    for name, folder in kept.items():
+        _keep(folder, name, results, documents.get("tasks", {}))
     _finish(out, documents, asked["output"])
 
 
-def _sets(data: tuple[str, ...], split: str, prompt: str, answer: str, limit: int | None) -> list[QuestionSet]:
-    """Return what ``--data`` names; ``\\n`` in a format is a new line."""
-    from hub_merge.evaluate import QuestionFormat, read_questions
+def _folders(composites: dict[str, Wearable]) -> dict[str, Path]:
+    """Return the folders of composites, which have a record to add figures to."""
+    from hub_merge.adapter import Adapter
+    from hub_merge.layout import RECORD_FILE
 
-    form = QuestionFormat(*(text.replace("\\n", "\n") for text in (prompt, answer)))
-    found = []
-    for entry in data:
-        name, equals, source = entry.partition("=")
-        whole = not equals or Path(entry).is_file()
-        found.append(
-            read_questions(
-                entry if whole else source, name=None if whole else name, split=split, limit=limit, format=form
-            )
-        )
-    return found
+    places = {name: found.origin.folder for name, found in composites.items() if isinstance(found, Adapter)}
+    kept = {name: place for name, place in places.items() if place is not None and (place / RECORD_FILE).is_file()}
+    if not kept:
+        raise click.UsageError("--record writes to the folder of a composite; none is named.")
+    return kept
+
+
+def _keep(
+    folder: Path,
+    composite: str,
+    results: dict[str, list[Measurement]],
+    tasks: dict[str, list[dict[str, Any]]],
+) -> None:
+    """Add what was measured of a composite, and of the plain base beside it, to the composite's record and card."""
+    from hub_merge.evaluate.results import BASE
+    from hub_merge.measurements import Measurement
+    from hub_merge.pipeline import add_measurements
+
+    for name, subject in ((composite, ""), (BASE, BASE)):
+        found = [*results.get(name, ()), *map(Measurement.from_dict, tasks.get(name, ()))]
+        add_measurements(folder, [replace(entry, subject=subject) for entry in found])
 
 
 def _perplexities(
@@ -132,10 +150,10 @@ def _perplexities(
     resume: Path | None,
     plot: Path | None,
     output: Path | None,
-) -> dict[str, Any]:
-    """Measure and print perplexities; return all that was found."""
+) -> tuple[dict[str, Any], dict[str, list[Measurement]]]:
+    """Measure and print perplexities; return all that was found, and what a record keeps of each composite."""
     from hub_merge.cli.show.measurements import print_perplexities
-    from hub_merge.evaluate import document, evaluate
+    from hub_merge.evaluate import document, evaluate, results_of
 
     found = evaluate(model, composites, sets, journal=resume, progress=out.progress())
     if plot is not None:
@@ -143,7 +161,8 @@ def _perplexities(
 
         perplexity_chart(found, plot)
     print_perplexities(out, found, against)
-    return document(found, against) if output is not None or out.mode == "json" else {}
+    documents = document(found, against) if output is not None or out.mode == "json" else {}
+    return documents, {name: results_of(found, name) for name in composites}
 
 
 def _tasks(

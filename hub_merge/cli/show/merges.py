@@ -28,6 +28,10 @@ def print_merge(out: Output, folder: Path, record: MergeRecord) -> None:
             for entry, parent in zip(record.proof["retention"], record.parents, strict=True)
         ]
         out.table(rows, ["parent", "weight", "kept"])
+        if record.tuning:
+            title = "Mean answer perplexity on the rows that it was tuned on"
+            candidates = [{"candidate": entry["name"], "mean": entry["mean"]} for entry in record.tuning["candidates"]]
+            out.table(candidates, ["candidate", "mean"], title=title)
     _print_losses(out, record)
     _print_aftermath(out, folder, record)
 
@@ -118,6 +122,7 @@ def _record_values(record: MergeRecord) -> dict[str, Any]:
         "files": files,
         "proof": record.proof,
         "findings": record.findings,
+        **({"tuning": record.tuning} if record.tuning else {}),
     }
 
 
