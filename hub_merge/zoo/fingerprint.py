@@ -88,7 +88,7 @@ def fingerprint(adapter: Adapter, base: str, progress: Callable[[str], None] = l
     """
     with _threads().limit(
         limits=1, user_api="blas"
-    ):  # the matrices are small, and threads would only wait for each other
+    ):  # the matrices are small
         return _sketched(adapter, base, progress)
 
 
