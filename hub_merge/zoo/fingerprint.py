@@ -86,9 +86,7 @@ def fingerprint(adapter: Adapter, base: str, progress: Callable[[str], None] = l
     Raises:
         AdapterFormatError: A number is not finite.
     """
-    with _threads().limit(
-        limits=1, user_api="blas"
-    ):  # the matrices are small
+    with _threads().limit(limits=1, user_api="blas"):  # the matrices are small
         return _sketched(adapter, base, progress)
 
 

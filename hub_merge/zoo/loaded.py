@@ -54,6 +54,7 @@ class Loaded:
         pa = arrow()
         table = index.table()
         rows = table.filter(pa.compute.is_null(table["reason"])) if len(table) else table
+        rows = rows.combine_chunks()
         places = {
             pair: place
             for place, pair in enumerate(zip(rows["key"].to_pylist(), rows["indexed_at"].to_pylist(), strict=True))

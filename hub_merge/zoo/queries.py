@@ -19,7 +19,7 @@ from hub_merge.licenses import Licensed, united
 from hub_merge.parallel import map_modules
 from hub_merge.zoo.entries import Entry
 from hub_merge.zoo.loaded import Loaded
-from hub_merge.zoo.sketch import deviation
+from hub_merge.zoo.sketch import SIZE, deviation
 
 __all__ = ["Exact", "Match", "Relation", "complement", "far", "fit_together", "near", "reranked"]
 
@@ -91,9 +91,8 @@ def near(zoo: Loaded, asked: Entry, *, limit: int = 10, exact: Exact | None = No
     """
     rows = _others(zoo, asked)
     order = np.argsort(-np.abs(zoo.glance(_known(asked))[rows]))
-    matches = _matches(zoo, asked, rows[order[: max(SHORTLIST, limit)]])
-    matches.sort(key=lambda match: (-abs(match.estimate), match.entry.key))
-    return reranked(matches[: max(RERANKED, 2 * limit)], exact, lambda match: -abs(match.best))[:limit]
+    matches = _best(zoo, asked, rows[order], limit, lambda cosines, ratios: np.argsort(-np.abs(cosines), kind="stable"))
+    return reranked(matches, exact, lambda match: -abs(match.best))[:limit]
 
 
 def far(zoo: Loaded, asked: Entry, *, limit: int = 10, exact: Exact | None = None) -> list[Match]:
@@ -103,12 +102,10 @@ def far(zoo: Loaded, asked: Entry, *, limit: int = 10, exact: Exact | None = Non
     adapter that was hardly trained is orthogonal to nobody's use. Args and errors are those of ``near``.
     """
     rows = _others(zoo, asked)
-    glances = np.abs(zoo.glance(_known(asked))[rows])
-    unlike = rows[np.argsort(_told_apart(glances), kind="stable")]
-    unlike = _by_norm(zoo, unlike, np.sort(_told_apart(glances), kind="stable"))
-    matches = _matches(zoo, asked, unlike[: max(SHORTLIST, limit)])
-    matches.sort(key=lambda match: (_steps(match.estimate), -match.norm_ratio, match.entry.key))
-    return reranked(matches[: max(RERANKED, 2 * limit)], exact, lambda match: abs(match.best))[:limit]
+    sizes = _told_apart(zoo.glance(_known(asked))[rows], zoo.coarse.shape[1])
+    order = np.lexsort((-zoo.norms[rows], sizes))
+    matches = _best(zoo, asked, rows[order], limit, lambda cosines, ratios: np.lexsort((-ratios, _told_apart(cosines))))
+    return reranked(matches, exact, lambda match: abs(match.best))[:limit]
 
 
 def complement(
@@ -122,13 +119,17 @@ def complement(
     rows = _others(zoo, asked)
     if not any_license:
         rows = rows[_lawful(zoo, asked, rows)]
-    ratios = zoo.norms[rows] / _known(asked).norm
-    values = (1 - _told_apart(np.abs(zoo.glance(_known(asked))[rows]))) * np.minimum(ratios, 1 / ratios)
-    matches = _matches(zoo, asked, rows[np.argsort(-values)[: max(SHORTLIST, limit)]])
-    valued = [_valued(match) for match in matches]
-    valued.sort(key=lambda match: (-(match.value or 0), -match.entry.downloads, match.entry.key))
-    exactly = reranked(valued[: max(RERANKED, 2 * limit)], exact, lambda match: 0.0)
-    return sorted(map(_valued, exactly), key=lambda match: -(match.value or 0))[:limit]
+    sizes = _told_apart(zoo.glance(_known(asked))[rows], zoo.coarse.shape[1])
+    order = np.argsort(-_worth(sizes, zoo.norms[rows] / _known(asked).norm), kind="stable")
+    matches = _best(
+        zoo,
+        asked,
+        rows[order],
+        limit,
+        lambda cosines, ratios: np.argsort(-_worth(_told_apart(cosines), ratios), kind="stable"),
+    )
+    valued = map(_valued, reranked(matches, exact, lambda match: 0.0))
+    return sorted(valued, key=lambda match: (-(match.value or 0), -match.entry.downloads, match.entry.key))[:limit]
 
 
 def reranked(matches: Sequence[Match], exact: Exact | None, order: Callable[[Match], float]) -> list[Match]:
@@ -172,21 +173,37 @@ def _others(zoo: Loaded, asked: Entry) -> NDArray[np.intp]:
     return np.flatnonzero(wanted)
 
 
-def _matches(zoo: Loaded, asked: Entry, rows: NDArray[np.intp]) -> list[Match]:
+def _best(
+    zoo: Loaded,
+    asked: Entry,
+    rows: NDArray[np.intp],
+    limit: int,
+    order: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.intp]],
+) -> list[Match]:
+    """Return the best of the first ``rows`` by their whole sketches, a few more than the ``limit``.
+
+    Args:
+        zoo: The index.
+        asked: The adapter that is asked about.
+        rows: Rows of the index, the best first by their folded sketches.
+        limit: How many are wanted.
+        order: Returns the order of some, given estimates and ratios of norms.
+    """
     known = _known(asked)
-    found = zip(rows, zoo.look(known, rows), zoo.start_alike(known, rows), strict=True)
-    matches = []
-    for row, estimate, start in found:
-        entry = zoo.entry(int(row))
-        assert entry.fingerprint is not None
-        bare = Match(
-            entry, float(estimate), deviation(float(estimate)), entry.fingerprint.norm / known.norm, float(start),
-            "unrelated",
-        )  # fmt: skip
-        same = entry.weights_hash is not None and entry.weights_hash == asked.weights_hash
-        relation: Relation = "same file" if same else _relation(bare, bare.estimate, APART * bare.deviation)
-        matches.append(replace(bare, relation=relation))
-    return matches
+    rows = rows[: max(SHORTLIST, 2 * limit)]
+    estimates, ratios = zoo.look(known, rows), zoo.norms[rows] / known.norm
+    chosen = order(estimates, ratios)[: max(RERANKED, 2 * limit)]
+    starts = zoo.start_alike(known, rows[chosen])
+    return [
+        _match(asked, zoo.entry(int(rows[place])), float(estimates[place]), float(ratios[place]), float(start))
+        for place, start in zip(chosen, starts, strict=True)
+    ]
+
+
+def _match(asked: Entry, entry: Entry, estimate: float, ratio: float, start: float) -> Match:
+    bare = Match(entry, estimate, deviation(estimate), ratio, start, "unrelated")
+    same = entry.weights_hash is not None and entry.weights_hash == asked.weights_hash
+    return replace(bare, relation="same file" if same else _relation(bare, estimate, APART * bare.deviation))
 
 
 def _relation(match: Match, cosine: float, chance: float) -> Relation:
@@ -201,23 +218,20 @@ def _relation(match: Match, cosine: float, chance: float) -> Relation:
     return "one start" if match.start > ONE_START else "unrelated"
 
 
-def _told_apart(cosines: NDArray[Any]) -> NDArray[Any]:
-    """Return sizes of cosines of folded sketches, 0 for those that may be chance."""
-    return np.where(cosines < APART * deviation(0.0, 1024), 0.0, cosines)
+def _told_apart(cosines: NDArray[Any], size: int = SIZE) -> NDArray[Any]:
+    """Return the sizes of estimates from sketches of ``size`` numbers, 0 for those that may be chance."""
+    sizes = np.abs(cosines)
+    return np.where(sizes < APART * deviation(0.0, size), 0.0, sizes)
 
 
-def _steps(estimate: float) -> float:
-    return 0.0 if abs(estimate) < APART * deviation(0.0) else abs(estimate)
-
-
-def _by_norm(zoo: Loaded, rows: NDArray[np.intp], sizes: NDArray[Any]) -> NDArray[np.intp]:
-    """Return rows of one size by norm, the largest first."""
-    return rows[np.lexsort((-zoo.norms[rows], sizes))]
+def _worth(sizes: NDArray[Any], ratios: NDArray[Any]) -> NDArray[Any]:
+    worth: NDArray[Any] = (1 - sizes) * np.minimum(ratios, 1 / ratios)
+    return worth
 
 
 def _valued(match: Match) -> Match:
-    overlap = _steps(match.estimate) if match.cosine is None else abs(match.cosine)
-    return replace(match, value=(1 - overlap) * min(match.norm_ratio, 1 / match.norm_ratio))
+    overlap = _told_apart(np.array(match.estimate)) if match.cosine is None else np.array(abs(match.cosine))
+    return replace(match, value=float(_worth(overlap, np.array(match.norm_ratio))))
 
 
 def _lawful(zoo: Loaded, asked: Entry, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
