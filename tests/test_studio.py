@@ -29,7 +29,7 @@ from hub_merge.studio.failures import failure_of
 from hub_merge.studio.limits import Limits, limits
 from hub_merge.studio.links import from_query, to_query
 from hub_merge.studio.samples import address_of, normal, samples
-from hub_merge.studio.sessions import own_token
+from hub_merge.studio.sessions import address, own_token
 from hub_merge.studio.views import judgement, lists
 from hub_merge.studio.views.markup import el
 from hub_merge.studio.visits import tidy, visiting
@@ -257,6 +257,14 @@ def test_the_stand_in_of_a_local_login_is_never_taken_for_one_in_a_space(monkeyp
     assert own_token("hf_visitor") == "hf_visitor"
     monkeypatch.setenv("SYSTEM", "spaces")
     assert own_token(stand_in) == stand_in
+
+
+def test_only_a_space_listens_to_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    monkeypatch.delenv("SYSTEM", raising=False)
+    assert address() == "127.0.0.1"
+    monkeypatch.setenv("SYSTEM", "spaces")
+    assert address() is None
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

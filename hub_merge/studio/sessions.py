@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-__all__ = ["own_token", "signs_in"]
+__all__ = ["address", "own_token", "signs_in"]
 
 LOCAL_STAND_IN = "mock-oauth-token-for-local-dev"
 """What Gradio hands out in place of a token where it runs outside a Space."""
@@ -13,6 +13,11 @@ LOCAL_STAND_IN = "mock-oauth-token-for-local-dev"
 def in_space() -> bool:
     """Tell whether this process serves a Space."""
     return os.environ.get("SYSTEM") == "spaces"
+
+
+def address() -> str | None:
+    """Return where to listen: outside a Space, where the page has this machine's login, for this machine alone."""
+    return None if in_space() else "127.0.0.1"
 
 
 def signs_in() -> bool:

@@ -22,7 +22,7 @@ from hub_merge.studio.controls import Control, Settings, controls_of, recipe_of,
 from hub_merge.studio.failures import failure_of
 from hub_merge.studio.limits import limits
 from hub_merge.studio.links import from_query, to_query
-from hub_merge.studio.sessions import own_token, signs_in
+from hub_merge.studio.sessions import address, own_token, signs_in
 from hub_merge.studio.views import charts, judgement, lists, outcome, texts
 from hub_merge.studio.visits import tidy_up, visiting
 
@@ -652,6 +652,8 @@ demo.queue(default_concurrency_limit=4, max_size=60)
 def launch(port: int | None = None, *, open_browser: bool = False) -> None:
     """Serve the page until the process is stopped; outside a Space on this machine only."""
     demo.launch(
+        server_name=address(),
+        share=False,
         server_port=port,
         inbrowser=open_browser,
         theme=THEME,
