@@ -54,7 +54,6 @@ def serve(hub: HubDouble, home: Path, user: str | None = "alice", **variables: s
         "TMPDIR": str(home / "tmp"),
         "GRADIO_TEMP_DIR": str(home / "tmp" / "gradio"),
         "PYTHONPATH": str(ROOT),
-        "GRADIO_SERVER_NAME": "192.0.2.1",  # an address that nobody has: whoever listens there fails
         **variables,
     }
     (home / "tmp").mkdir(parents=True, exist_ok=True)
