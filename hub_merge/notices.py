@@ -21,7 +21,7 @@ CHANGED = (
 )
 FUSED = (
     "The weights here were made by folding a LoRA adapter into a model and are not those of that model. README.md "
-    "names every source with its licence."
+    f"names every source with its licence, and {LICENSES_FOLDER}/ holds the adapter's texts as far as it has some."
 )
 
 

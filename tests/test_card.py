@@ -16,6 +16,7 @@ from huggingface_hub import EvalResultEntry, ModelCard, eval_result_entries_to_y
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hub_merge import list_methods
 from hub_merge.card import (
     END,
     START,
@@ -31,6 +32,7 @@ from hub_merge.errors import HubMergeError, RecipeError
 from hub_merge.frontmatter import LicenseDetails
 from hub_merge.licenses import TERMS, verdict_of
 from hub_merge.measurements import Measurement
+from hub_merge.methods import Method
 from hub_merge.privacy import scrub
 from hub_merge.recipe import MergeRecord, Parent, Recipe, Source
 
@@ -397,6 +399,22 @@ def test_lego_cites_its_paper() -> None:
     assert "@inproceedings{zhao2025merging" in render_card(
         replace(RECORD, recipe=replace(RECORD.recipe, merge_method="lego"))
     )
+
+
+@pytest.mark.parametrize(
+    "method", [method for method in list_methods() if method.paper], ids=lambda method: method.name
+)
+def test_every_method_cites_its_own_paper(method: Method) -> None:
+    for record in (RECORD, replace(RECORD, parents=RECORD.parents[:1])):
+        card = render_card(replace(record, recipe=replace(record.recipe, merge_method=method.name, options={})))
+        citation = card.partition("## Citation")[2]
+        if len(record.parents) > 1 or method.paper != "2508.11985":  # which tells of sums, and one adapter is none
+            assert citation.count(method.paper) == (1 if f"= {{{method.paper}}}" in citation else 2)
+
+
+def test_a_method_of_no_paper_asks_for_no_citation() -> None:
+    record = replace(RECORD, recipe=replace(RECORD.recipe, merge_method="magnitude_prune", options={}))
+    assert "cite it too" not in render_card(record)
 
 
 def test_a_failed_proof_says_so() -> None:

@@ -451,6 +451,17 @@ def test_what_is_advised_can_be_run_as_it_stands(run: Run, adapters: Path) -> No
     assert run("advise", "./math", "./foreign").code == 1
 
 
+def test_what_a_server_would_not_load_is_refused_with_what_fits(run: Run, adapters: Path) -> None:
+    (adapters / "recipe.yaml").write_text("models: [./math, ./medicine]\n", encoding="utf-8")
+    for words in (("merge", "./math", "./medicine"), ("merge", "recipe.yaml"), ("compress", "./math", "--rank", "2")):
+        rank, fits = (2, 1) if "compress" in words else (4, 2)
+        refused = run(*words, "--max-rank", fits, "-o", "out")
+        assert refused.code == 1 and f"has rank {rank}; --max-rank allows {fits}" in refused.err
+        assert f"--rank {fits}" in refused.err and not (adapters / "out").exists()
+        assert run(*words, "--max-rank", rank, "-o", f"out-{len(words)}{words[0]}").code == 0
+    assert run("merge", "./math", "./medicine", "--method", "svd", "--max-rank", 2, "-o", "out").code == 0
+
+
 def test_a_single_adapter_may_be_merged_and_scored(run: Run, adapters: Path) -> None:
     assert run("merge", "./math", "-o", "out", "--json").json["modules"] == 2  # type: ignore[index]
     scored = run("score", "./math", "--json")

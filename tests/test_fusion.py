@@ -34,7 +34,7 @@ from hub_merge.fusion.folding import fold_into, plan_fold, tensor_of
 from hub_merge.fusion.proof import prove_fusion
 from hub_merge.fusion.record import FusionRecord, read_fusion
 from hub_merge.hub import Hub, Reference
-from hub_merge.pipeline import card_of
+from hub_merge.pipeline import card_of, merge, save
 from tests.helpers import peft_config, write_adapter
 from tests.hub_double import HubDouble
 
@@ -439,6 +439,37 @@ def test_the_record_reads_back_and_tells_of_no_local_path(model: Path, lora: Pat
         card_of(tmp_path / "out")
     with pytest.raises(HubMergeError, match="not the record of a fused model"):
         FusionRecord.from_json('{"schema_version": 1, "kind": "other"}')
+
+
+def test_the_record_of_a_newer_version_is_said_to_be_one(model: Path, lora: Path, tmp_path: Path) -> None:
+    fuse(lora, tmp_path / "out", base=model, hub=OFFLINE)
+    path = tmp_path / "out" / "hub_merge.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2', 1))
+    with pytest.raises(RecipeError, match=r"schema version 2; this version reads up to 1\.") as refused:
+        read_fusion(tmp_path / "out")
+    assert refused.value.remedy == "Upgrade hub-merge."
+
+
+def test_the_licence_texts_of_the_adapter_and_its_parents_travel_along(
+    model: Path, lora: Path, tmp_path: Path, hub_lfs: HubDouble
+) -> None:
+    for folder in (model, lora):
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+    (lora / "LICENSE").write_text("Words of the adapter.\n")
+    (model / "LICENSE").write_text("Words of the base.\n")
+    fuse(lora, tmp_path / "plain", base=model, hub=OFFLINE)
+    assert (tmp_path / "plain" / "LICENSE").read_text() == "Words of the base.\n"
+    assert (tmp_path / "plain" / "LICENSES" / "adapter" / "LICENSE").read_text() == "Words of the adapter.\n"
+
+    merged = save(merge([Adapter.from_pretrained(lora)]), tmp_path / "merged")
+    for _ in range(2):  # the second replaces the first, texts and all
+        record = fuse(merged, tmp_path / "out", base=model, hub=OFFLINE, force=True)
+    name = "LICENSES/adapter/LICENSES/lora/LICENSE"
+    assert (tmp_path / "out" / name).read_text() == "Words of the adapter.\n"
+    assert name in {file["name"] for file in record.output["files"]}
+    assert verify(tmp_path / "out", parents=[model, merged], hub=OFFLINE).verdict == "reproduced"
+    push_fused(tmp_path / "out", "alice/full", hub=connect(hub_lfs), accept_unknown_license=True)
+    assert hub_lfs.file("alice/full", name) == b"Words of the adapter.\n"
 
 
 # --- on the Hub -------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ __all__ = [
     "energy_option",
     "filter_options",
     "force_option",
+    "max_rank_option",
     "numbers_of",
     "output_option",
     "output_options",
@@ -46,6 +47,13 @@ token_option = click.option(
     "--token",
     metavar="TOKEN",
     help="Hub token. It stays in the shell's history: prefer HF_TOKEN or `hf auth login`.",
+)
+max_rank_option = functools.partial(
+    click.option,
+    "--max-rank",
+    metavar="N",
+    type=click.IntRange(1),
+    help="Refuse a result of a larger rank than this, such as your server's limit.",
 )
 pickle_option = click.option(
     "--allow-pickle", is_flag=True, help="Read adapter_model.bin, a pickle, too; none of it is run."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -16,14 +16,15 @@ from hub_merge.card import published_card, update_card
 from hub_merge.compat import check
 from hub_merge.errors import IncompatibleAdapters, MergeError, OutputExists, ProofFailed, PublishError, RecipeError
 from hub_merge.formats.checkpoints import MODEL_INDEX, Checkpoint, companion_files
+from hub_merge.formats.peft import contained
 from hub_merge.fusion.card import render_fused_card
 from hub_merge.fusion.folding import Plan, fold_into, plan_fold
 from hub_merge.fusion.proof import FusionProof, prove_fusion
 from hub_merge.fusion.record import BaseModel, FusionRecord, is_fused, read_fusion
 from hub_merge.hub import Hub
-from hub_merge.layout import CARD_FILE, RECORD_FILE
+from hub_merge.layout import CARD_FILE, LICENSES_FOLDER, RECORD_FILE
 from hub_merge.licenses import terms_files
-from hub_merge.notices import FUSED, notice_texts, write_texts
+from hub_merge.notices import FUSED, carried_names, notice_texts, write_texts
 from hub_merge.parallel import map_modules
 from hub_merge.pipeline import followers, is_open, require_lawful, save
 from hub_merge.provenance import parent_of, read_record
@@ -89,7 +90,7 @@ def fuse(
         plan = plan_fold(model, opened)
         with staged(output, force, _own_files(output)) as stage:
             proof = _write(plan, stage, progress)
-            record = _with_notices(_record(plan, stage, proof, cautions), stage)
+            record = _with_notices(_record(plan, stage, proof, cautions), stage, _texts_of(opened))
             _document(record, stage, output / CARD_FILE if is_fused(output) else None)
     return record
 
@@ -152,7 +153,7 @@ def _own_files(folder: Path) -> Sequence[str]:
         files = read_fusion(folder).output["files"]
     except RecipeError:
         return ()
-    return CARD_FILE, RECORD_FILE, *(str(file["name"]) for file in files)
+    return CARD_FILE, RECORD_FILE, f"{LICENSES_FOLDER}/", *(str(file["name"]) for file in files)
 
 
 def _write(plan: Plan, stage: Path, progress: Progress) -> FusionProof:
@@ -218,12 +219,22 @@ def _record(plan: Plan, stage: Path, proof: FusionProof, cautions: list[str]) ->
     )
 
 
-def _with_notices(record: FusionRecord, stage: Path) -> FusionRecord:
-    """Write what the licences of the sources prescribe beside the model, and return the record with these files."""
-    texts = notice_texts(record.license, terms_files(stage), FUSED)
+def _texts_of(adapter: Adapter) -> dict[str, str]:
+    """Return the licence texts that came with the adapter, and with its parents, by their names in the fused model."""
+    folder, merged = adapter.origin.folder, _merge_record(adapter)
+    if folder is None:
+        return {}
+    kept = [contained(folder, name) for name in (carried_names(merged) if merged else ())]
+    texts = {path.relative_to(folder).as_posix(): path.read_text(encoding="utf-8") for path in kept if path.is_file()}
+    return {f"{LICENSES_FOLDER}/adapter/{name}": text for name, text in (terms_files(folder) | texts).items()}
+
+
+def _with_notices(record: FusionRecord, stage: Path, carried: Mapping[str, str]) -> FusionRecord:
+    """Write what the licences of the sources ask for beside the model, and return the record with these files."""
+    texts = {**carried, **notice_texts(record.license, {**carried, **terms_files(stage)}, FUSED)}
     write_texts(stage, texts)
     files = {str(file["name"]): file for file in record.output["files"]}
-    files |= {name: asdict(file_digest(stage / name)) for name in texts}
+    files |= {name: {**asdict(file_digest(stage / name)), "name": name} for name in texts}
     return replace(record, output={**record.output, "files": [files[name] for name in sorted(files)]})
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,11 @@ def verify_fused(
 
 def _digests(folder: Path, recorded: Iterable[Mapping[str, Any]]) -> Iterator[FileDigest]:
     """Return the digests of those recorded files that are in ``folder``."""
-    paths = [contained(folder, str(file["name"])) for file in recorded]
-    return map_modules(file_digest, [path for path in paths if path.is_file()])
+    names = [str(file["name"]) for file in recorded]
+    paths = {name: contained(folder, name) for name in names}
+    return map_modules(
+        lambda name: replace(file_digest(paths[name]), name=name), [name for name in names if paths[name].is_file()]
+    )
 
 
 def _is_model(place: Path) -> bool:

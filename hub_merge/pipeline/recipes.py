@@ -19,7 +19,7 @@ from hub_merge.mixtures import Mixtures, read_mixtures
 from hub_merge.pipeline.merging import merge, require_choices
 from hub_merge.pipeline.opening import followers, open_all
 from hub_merge.pipeline.progress import Progress, silent
-from hub_merge.pipeline.saving import write_composite
+from hub_merge.pipeline.saving import require_rank_at_most, write_composite
 from hub_merge.ranks import require_rank
 from hub_merge.recipe import MergeRecord, Recipe
 from hub_merge.sources import base_origin
@@ -137,15 +137,20 @@ def merge_to_folder(
     sources_from: Path = Path(),
     parents: Sequence[str | Path] = (),
     format: str = "peft",
+    max_rank: int | None = None,
     force: bool = False,
     picture: bool = False,
     progress: Progress = silent,
 ) -> MergeRecord:
-    """Carry out ``recipe``, write the composite to ``output`` and return its record; see ``run`` and ``save``."""
+    """Carry out ``recipe``, write the composite to ``output`` and return its record; see ``run`` and ``save``.
+
+    A composite of a larger rank than ``max_rank`` is refused with ``MergeError`` before any of it is computed.
+    """
     output = output.expanduser()
     require_free(output, force, OWN_CONTENT)
     get_format(format).require_profile(recipe.profile)  # told before anything is downloaded
     composite = run(recipe, hub=hub, folder=sources_from, parents=parents, progress=progress)
+    require_rank_at_most(composite, max_rank)
     return write_composite(
         composite,
         output,

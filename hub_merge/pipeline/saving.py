@@ -8,7 +8,7 @@ from hub_merge.adapter import Adapter, Origin
 from hub_merge.budgets import budget
 from hub_merge.choice import choose
 from hub_merge.composite import Composite
-from hub_merge.errors import OutputExists, ProofFailed
+from hub_merge.errors import MergeError, OutputExists, ProofFailed
 from hub_merge.formats.opening import open_adapter_files
 from hub_merge.formats.output import get_format
 from hub_merge.formats.tensors import dtype_named
@@ -25,7 +25,7 @@ from hub_merge.recipe import MergeRecord
 from hub_merge.scores import Scoring
 from hub_merge.staging import staged
 
-__all__ = ["require_room", "save", "write_composite"]
+__all__ = ["require_rank_at_most", "require_room", "save", "write_composite"]
 
 HEADER_BYTES = 1000
 """More than two tensors take in the header of a file."""
@@ -127,6 +127,20 @@ def require_room(composite: Composite, folder: Path) -> None:
     limits = budget()
     limits.require_bytes(size, f"A composite of rank {composite.rank} in every module")
     limits.require_disk(size, folder.parent, "The composite")
+
+
+def require_rank_at_most(composite: Composite, max_rank: int | None) -> None:
+    """Raise ``MergeError`` if ``composite`` has a module of a larger rank than a server, or whoever asks, accepts."""
+    if max_rank is None or composite.rank <= max_rank:
+        return
+    largest = max(parent.rank for parent in composite.parents)
+    if composite.profile == "peft":
+        remedy = f"Leave out --profile peft and give --rank {max_rank}; here a rank is an average over the modules."
+    elif composite.method.name == "sum" and composite.rank_asked is None and largest <= max_rank:
+        remedy = f"Take --method svd, which has rank {largest} here, or give --rank {max_rank}."
+    else:
+        remedy = f"Give --rank {max_rank}."
+    raise MergeError(f"The composite has rank {composite.rank}; --max-rank allows {max_rank}.", remedy=remedy)
 
 
 def _require_proof(proof: Proof) -> None:

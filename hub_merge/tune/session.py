@@ -13,6 +13,7 @@ from hub_merge.formats.output import get_format
 from hub_merge.hub import Hub
 from hub_merge.layout import OWN_CONTENT
 from hub_merge.pipeline import run, save
+from hub_merge.pipeline.saving import require_rank_at_most
 from hub_merge.provenance import read_record
 from hub_merge.recipe import MergeRecord, Recipe
 from hub_merge.staging import require_free
@@ -34,6 +35,7 @@ def tune_to_folder(
     how: How = "closed",
     steps: Steps | None = None,
     format: str = "peft",
+    max_rank: int | None = None,
     force: bool = False,
     picture: bool = False,
     progress: Progress = lambda step, done, total: None,
@@ -51,6 +53,7 @@ def tune_to_folder(
         how: See ``tune``.
         steps: How to learn.
         format: Format of the files.
+        max_rank: Largest rank that the result may have; told before the model is loaded.
         force: Replace a composite that is there.
         picture: Draw the scores too.
         progress: Told of each step.
@@ -65,6 +68,7 @@ def tune_to_folder(
     plain = run(recipe, hub=hub, progress=progress)
     if recipe.rank is None:
         plain = run(replace(recipe, rank=max(parent.rank for parent in plain.parents)), hub=hub)
+    require_rank_at_most(plain, max_rank)
     loaded = LanguageModel.load(model or stated_base(plain.parents), **loading)
     tuned = tune(loaded, plain, sets, how=how, steps=steps, progress=progress)
     save(tuned, output, format=format, force=force, picture=picture, progress=progress)

@@ -14,6 +14,7 @@ from hub_merge.cli.options import (
     base_option,
     client,
     filter_options,
+    max_rank_option,
     numbers_of,
     output_options,
     pickle_option,
@@ -259,13 +260,8 @@ def score(
     examples=["advise ./math ./medicine ./finance", "advise someone/math-lora other/medicine-lora --max-rank 16 --json"]
 )
 @adapters_argument
-@click.option(
-    "--max-rank",
-    metavar="N",
-    type=click.IntRange(1),
-    default=64,
-    show_default=True,
-    help="Largest rank the composite may have, such as your server's limit.",
+@max_rank_option(
+    default=64, show_default=True, help="Largest rank the composite may have, such as your server's limit."
 )
 @base_option
 @allow_option

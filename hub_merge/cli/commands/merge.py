@@ -16,6 +16,7 @@ from hub_merge.cli.options import (
     dtype_option,
     energy_option,
     force_option,
+    max_rank_option,
     output_option,
     pickle_option,
     profile_option,
@@ -37,7 +38,7 @@ __all__ = ["compress", "convert", "merge"]
     examples=[
         "merge someone/math-lora other/medicine-lora -o math-medicine",
         "merge ./math ./medicine --weights 1,0.5 --method lego --rank 8 -o out",
-        "merge ./math ./medicine --rank auto --energy 0.95 -o out",
+        "merge ./math ./medicine --rank auto --energy 0.95 --max-rank 64 -o out",
         "merge style.safetensors other/style-lora --format kohya -o out",
         "merge recipe.yaml -o out",
         "merge ./math ./medicine --rank 4 --tune math=math.jsonl --tune medicine=medicine.jsonl -o out",
@@ -54,6 +55,7 @@ __all__ = ["compress", "convert", "merge"]
     help="Rank of the result; auto is the smallest that keeps --energy of the sum.  [default: the method's own]",
 )
 @energy_option
+@max_rank_option()
 @profile_option
 @click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help="Option of the method; may be repeated.")
 @click.option("--seed", metavar="N", type=click.IntRange(0), help="Seed of every random choice.  [default: 0]")
@@ -98,6 +100,7 @@ def merge(
     token: str | None,
     allow_pickle: bool,
     file_format: str,
+    max_rank: int | None,
     **asked: Any,
 ) -> None:
     """Merge adapters into one, and prove the written file.
@@ -118,6 +121,7 @@ def merge(
     writing: dict[str, Any] = {
         "hub": client(out, token, allow_pickle=allow_pickle),
         "format": file_format,
+        "max_rank": max_rank,
         "force": force,
         "picture": plot,
         "progress": out.progress(),
@@ -148,6 +152,7 @@ def merge(
     help="Rank of the result; auto is the smallest that keeps --energy.",
 )
 @energy_option
+@max_rank_option()
 @profile_option
 @dtype_option
 @base_option
@@ -204,6 +209,7 @@ def _write_one(
     token: str | None,
     allow_pickle: bool,
     file_format: str,
+    max_rank: int | None = None,
     method: str | None = None,
     **asked: Any,
 ) -> MergeRecord:
@@ -215,6 +221,7 @@ def _write_one(
         output,
         hub=client(out, token, allow_pickle=allow_pickle),
         format=file_format,
+        max_rank=max_rank,
         force=force,
         progress=out.progress(),
     )
