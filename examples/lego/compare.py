@@ -16,14 +16,20 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from report import report
 from study import ALL, Subject, subjects
 
-from hub_merge.evaluate import LanguageModel, QuestionSet, evaluate, perplexity, read_questions
-from hub_merge.evaluate.losses import Loss
+from hub_merge.evaluate import (
+    LanguageModel,
+    Loss,
+    QuestionSet,
+    compare_means,
+    evaluate,
+    mean_perplexity,
+    perplexity,
+    read_questions,
+)
 
-RESAMPLES = 2000
 PACKAGES = ("hub-merge", "numpy", "torch", "transformers")
 
 
@@ -87,27 +93,9 @@ def described(
         "name": subject.name,
         "settings": subject.settings,
         "perplexity": {domain: asdict(perplexity(rows)) for domain, rows in losses.items()},
-        "mean": float(np.mean([perplexity(rows, resamples=1).value for rows in losses.values()])),
-        "against": None if reference is None else ratio_of_means(losses, reference),
+        "mean": mean_perplexity(losses, resamples=1).value,
+        "against": None if reference is None else asdict(compare_means(losses, reference)),
     }
-
-
-def ratio_of_means(losses: dict[str, list[Loss]], others: dict[str, list[Loss]]) -> dict[str, float]:
-    """Return the ratio of the mean perplexities with its interval: rows are drawn once for both."""
-    means = []
-    for side in (losses, others):
-        rng = np.random.default_rng(0)
-        values = []
-        for rows in side.values():
-            nats, tokens = (np.array([getattr(row, name) for row in rows]) for name in ("answer", "answer_tokens"))
-            drawn = np.concatenate(
-                [np.ones((1, len(rows))), rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), RESAMPLES)]
-            )
-            values.append(np.exp((drawn @ nats) / (drawn @ tokens)))
-        means.append(np.mean(values, axis=0))
-    ratios = means[0] / means[1]
-    low, high = np.quantile(ratios[1:], (0.025, 0.975))
-    return {"ratio": float(ratios[0]), "low": float(low), "high": float(high)}
 
 
 if __name__ == "__main__":
