@@ -15,7 +15,7 @@ space: $(VENV)/.space
 	$(BIN)/hub-merge ui
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 style: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

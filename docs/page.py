@@ -25,6 +25,7 @@ PAGES = (
     "docs/guides/kohya.md",
     "docs/guides/organisation.md",
     "docs/guides/choose-a-method.md",
+    "docs/guides/zoo.md",
     "docs/guides/write-a-method.md",
     "docs/formats.md",
     "docs/upgrades.md",

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,18 @@ ROOT = Path(__file__).parents[1]
 SKILL = ROOT / "skills" / "hub-merge" / "SKILL.md"
 MODULES = {"h.0.attn.c_attn": 2, "h.1.attn.c_attn": 2}
 SECRET = "hf_abcdefghijklmnopqrstuvwx"
+
+
+def leaves(group: click.Group, start: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield every command by its words, those of groups in groups too."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from leaves(command, f"{start}{name} ")
+        else:
+            yield f"{start}{name}", command
+
+
+LEAVES = dict(leaves(cli))
 
 
 @dataclass
@@ -169,7 +181,7 @@ def test_output_modes_exclude_each_other(run: Run, modes: list[str]) -> None:
 
 def test_every_command_that_prints_results_takes_the_same_output_options() -> None:
     wanted = {"--format", "--json", "--quiet", "-q", "--no-truncate"}
-    for name, command in cli.commands.items():
+    for name, command in LEAVES.items():
         options = {option for param in command.params for option in param.opts}
         assert (wanted & options) == (set() if name in ("card", "ui") else wanted), name
         assert ("--token" in options) == (name not in ("card", "ui", "methods")), name
@@ -348,7 +360,7 @@ REFUSALS = {
         "would hold NaN or infinity in float16",
         "float32 or bfloat16",
     ),
-    "an output below a file": (["merge", "./math", "-o", "file/out"], "/file: File exists.", "Check the path"),
+    "an output below a file": (["merge", "./math", "-o", "file/out"], "file/out: Not a directory.", "Check the path"),
     "a recipe that is no YAML": (["merge", "bad.yaml", "-o", "o"], "bad.yaml: The recipe is not valid YAML", "Mend"),
     "a recipe with a typo": (
         ["merge", "typo.yaml", "-o", "o"],
@@ -669,9 +681,9 @@ def test_progress_is_drawn_for_people_at_a_terminal_only(
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-@pytest.mark.parametrize("name", cli.commands)
+@pytest.mark.parametrize("name", [*cli.commands, *(name for name in LEAVES if " " in name)])
 def test_the_help_of_every_command_has_examples_that_parse(run: Run, name: str, flag: str) -> None:
-    done = run(name, flag)
+    done = run(*name.split(), flag)
     assert (done.code, done.err) == (0, "")
     examples = re.findall(r"^  \$ hub-merge (.*)$", done.out, re.MULTILINE)
     assert examples
@@ -689,7 +701,7 @@ def test_the_help_shows_the_commands_in_the_order_of_the_work_uncut(run: Run, mo
 
 
 def test_every_option_and_argument_is_explained() -> None:
-    for name, command in cli.commands.items():
+    for name, command in LEAVES.items():
         assert command.help
         for param in command.params:
             if isinstance(param, click.Option):
@@ -767,9 +779,12 @@ def test_every_method_is_explained_to_people_and_programs(run: Run) -> None:
 
 def assert_parses(command: str) -> None:
     """Assert that click takes the words of ``command``, without running it."""
-    name, *words = shlex.split(command)
-    found = cli.commands[name]
-    context = click.Context(found, info_name=name, resilient_parsing=True)
+    name, *words = shlex.split(command.partition(" > ")[0])
+    found: Any = cli.commands[name]
+    while isinstance(found, click.Group):
+        name, *words = words
+        found = found.commands[name]
+    context = click.Context(found, info_name=name, resilient_parsing=True, **cli.context_settings)
     _, rest, _ = found.make_parser(context).parse_args(list(words))
     assert rest == [], command
 
@@ -790,4 +805,4 @@ def test_the_skill_has_a_name_a_description_and_every_command() -> None:
     front = yaml.safe_load(SKILL.read_text(encoding="utf-8").split("---")[1])
     assert front["name"] == SKILL.parent.name
     assert 40 < len(front["description"]) <= 1024
-    assert {command.split()[1] for command in skill_commands()} == set(cli.commands)
+    assert {command.split()[1] for command in skill_commands()} == set(cli.commands)  # of a group, one is enough

@@ -147,7 +147,9 @@ print("INSTALLED", manifest.executable_path, manifest.commit_sha)
 def write_archive(path: Path) -> Path:
     """Write the package as GitHub archives a repository: everything below one folder."""
     names = ["pyproject.toml", "README.md", "LICENSE", "manifest.json"]
-    sources = [file for file in (ROOT / "hub_merge").rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    folders = ("hub_merge", "spaces", "examples/zoo")
+    found = (file for folder in folders for file in (ROOT / folder).rglob("*"))
+    sources = [file for file in found if file.is_file() and "__pycache__" not in file.parts]
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in [*(ROOT / name for name in names), *sources]:
             archive.write(file, Path("hf-merge-HEAD") / file.relative_to(ROOT))

@@ -302,10 +302,11 @@ def run(folder: Path, *arguments: str) -> Result:
 def test_a_tuned_composite_is_proved_verified_and_made_again_from_its_recipe(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     data = [option for name in NAMES for option in ("--tune", f"{name}={folder / name}.jsonl")]
-    found = run(folder, *data, "--tune-model", str(folder / "base"), "--rank", "2", "-o", str(out), "--json")
+    learning = ["--tune-by", "gradient", "--tune-epochs", "40", "--tune-model", str(folder / "base")]
+    found = run(folder, *data, *learning, "--rank", "2", "-o", str(out), "--json")
     assert found.exit_code == 0, found.output
     record = read_record(out)
-    assert record.tuning is not None and record.tuning["chosen"] == "closed form"
+    assert record.tuning is not None and record.tuning["chosen"] == "gradient"
     assert record.recipe.merge_method == "mix"
     assert str(folder) not in (out / "hub_merge.json").read_text()
     parents = [str(folder / name) for name in NAMES]
@@ -316,7 +317,7 @@ def test_a_tuned_composite_is_proved_verified_and_made_again_from_its_recipe(fol
     weights = "adapter_model.safetensors"
     assert (again / weights).read_bytes() == (out / weights).read_bytes()
     card = (out / "README.md").read_text()
-    assert "closed form" in card and "4 rows" in card
+    assert "`gradient` (chosen)" in card and "2 rows of `one`" in card
     shutil.copy(again / weights, out / "mixtures.safetensors")
     broken = CliRunner().invoke(cli, ["verify", str(out), *parents])
     assert broken.exit_code != 0

@@ -17,7 +17,7 @@ __all__ = ["take_tuning", "tuned", "tuning_options"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-NAMES = ("tune", "tune_by", "tune_rows", "tune_model")
+NAMES = ("tune", "tune_by", "tune_rows", "tune_epochs", "tune_model")
 ROWS = 64
 
 
@@ -31,6 +31,12 @@ def tuning_options(function: Function) -> Function:
         ),
         click.option(
             "--tune-rows", metavar="N", type=click.IntRange(1), help=f"First rows of each domain.  [default: {ROWS}]"
+        ),
+        click.option(
+            "--tune-epochs",
+            metavar="N",
+            type=click.IntRange(1),
+            help="How often learning by gradient sees each row.  [default: 2]",
         ),
         click.option(
             "--tune-by",
@@ -67,12 +73,14 @@ def tuned(
     tune: tuple[str, ...],
     tune_by: str | None,
     tune_rows: int | None,
+    tune_epochs: int | None,
     tune_model: str | None,
     **writing: Any,
 ) -> MergeRecord:
     """Carry out a tuned merge and return its record."""
-    from hub_merge.tune import tune_to_folder
+    from hub_merge.tune import Steps, tune_to_folder
 
     sets = question_sets(tune, split="train", limit=tune_rows or ROWS)
     how: Any = tune_by or "closed"
-    return tune_to_folder(recipe, output, sets, model=tune_model, how=how, **writing)
+    steps = Steps(epochs=tune_epochs) if tune_epochs else None
+    return tune_to_folder(recipe, output, sets, model=tune_model, how=how, steps=steps, **writing)

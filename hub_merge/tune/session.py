@@ -16,6 +16,7 @@ from hub_merge.pipeline import run, save
 from hub_merge.provenance import read_record
 from hub_merge.recipe import MergeRecord, Recipe
 from hub_merge.staging import require_free
+from hub_merge.tune.learning import Steps
 from hub_merge.tune.tuning import How, tune
 
 __all__ = ["tune_to_folder"]
@@ -31,6 +32,7 @@ def tune_to_folder(
     hub: Hub,
     model: str | None = None,
     how: How = "closed",
+    steps: Steps | None = None,
     format: str = "peft",
     force: bool = False,
     picture: bool = False,
@@ -47,6 +49,7 @@ def tune_to_folder(
         hub: Client to pull adapters with.
         model: Hub id, folder or GGUF file of the base; ``None`` takes the one that the adapters state.
         how: See ``tune``.
+        steps: How to learn.
         format: Format of the files.
         force: Replace a composite that is there.
         picture: Draw the scores too.
@@ -63,6 +66,6 @@ def tune_to_folder(
     if recipe.rank is None:
         plain = run(replace(recipe, rank=max(parent.rank for parent in plain.parents)), hub=hub)
     loaded = LanguageModel.load(model or stated_base(plain.parents), **loading)
-    tuned = tune(loaded, plain, sets, how=how, progress=progress)
+    tuned = tune(loaded, plain, sets, how=how, steps=steps, progress=progress)
     save(tuned, output, format=format, force=force, picture=picture, progress=progress)
     return read_record(output)

@@ -242,6 +242,7 @@ METHODS = {
     "sum": Row(is_sum),
     "mean": Row(is_mean),
     "svd": Row(is_closest, rank="some"),
+    "mix": Row(is_closest, rank="some"),
     "magnitude_prune": Row(is_sum, LOSSLESS),
     "dare_linear": Row(is_sum, LOSSLESS),
     "breadcrumbs": Row(is_sum, LOSSLESS),
