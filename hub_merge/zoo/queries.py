@@ -25,7 +25,7 @@ __all__ = ["Exact", "Match", "Relation", "complement", "far", "fit_together", "n
 
 WORKERS = 4
 """Adapters that are pulled for an exact cosine at once."""
-SHORTLIST = 512
+SHORTLIST = 256
 """Adapters that are looked at by their whole sketches, after all were looked at by folded ones."""
 RERANKED = 20
 """Least number of candidates that exact cosines are computed for."""
@@ -90,7 +90,7 @@ def near(zoo: Loaded, asked: Entry, *, limit: int = 10, exact: Exact | None = No
         MergeError: The delta of ``asked`` is zero.
     """
     rows = _others(zoo, asked)
-    order = np.argsort(-np.abs(zoo.glance(_known(asked))[rows]))
+    order = _first(-np.abs(zoo.glance(_known(asked))[rows]), limit)
     matches = _best(zoo, asked, rows[order], limit, lambda cosines, ratios: np.argsort(-np.abs(cosines), kind="stable"))
     return reranked(matches, exact, lambda match: -abs(match.best))[:limit]
 
@@ -103,7 +103,8 @@ def far(zoo: Loaded, asked: Entry, *, limit: int = 10, exact: Exact | None = Non
     """
     rows = _others(zoo, asked)
     sizes = _told_apart(zoo.glance(_known(asked))[rows], zoo.coarse.shape[1])
-    order = np.lexsort((-zoo.norms[rows], sizes))
+    norms = zoo.norms[rows]
+    order = _first(np.where(sizes > 0, sizes, -norms / norms.max(initial=1.0)), limit)
     matches = _best(zoo, asked, rows[order], limit, lambda cosines, ratios: np.lexsort((-ratios, _told_apart(cosines))))
     return reranked(matches, exact, lambda match: abs(match.best))[:limit]
 
@@ -120,7 +121,7 @@ def complement(
     if not any_license:
         rows = rows[_lawful(zoo, asked, rows)]
     sizes = _told_apart(zoo.glance(_known(asked))[rows], zoo.coarse.shape[1])
-    order = np.argsort(-_worth(sizes, zoo.norms[rows] / _known(asked).norm), kind="stable")
+    order = _first(-_worth(sizes, zoo.norms[rows] / _known(asked).norm), limit)
     matches = _best(
         zoo,
         asked,
@@ -173,6 +174,12 @@ def _others(zoo: Loaded, asked: Entry) -> NDArray[np.intp]:
     return np.flatnonzero(wanted)
 
 
+def _first(keys: NDArray[Any], limit: int) -> NDArray[np.intp]:
+    """Return the places of the smallest keys, enough to look at more closely, in no order but always the same."""
+    most = max(SHORTLIST, 2 * limit)
+    return np.argpartition(keys, most)[:most] if most < len(keys) else np.arange(len(keys))
+
+
 def _best(
     zoo: Loaded,
     asked: Entry,
@@ -180,17 +187,16 @@ def _best(
     limit: int,
     order: Callable[[NDArray[Any], NDArray[Any]], NDArray[np.intp]],
 ) -> list[Match]:
-    """Return the best of the first ``rows`` by their whole sketches, a few more than the ``limit``.
+    """Return the best of ``rows`` by their whole sketches, a few more than the ``limit``.
 
     Args:
         zoo: The index.
         asked: The adapter that is asked about.
-        rows: Rows of the index, the best first by their folded sketches.
+        rows: Rows of the index that are best by their folded sketches.
         limit: How many are wanted.
         order: Returns the order of some, given estimates and ratios of norms.
     """
     known = _known(asked)
-    rows = rows[: max(SHORTLIST, 2 * limit)]
     estimates, ratios = zoo.look(known, rows), zoo.norms[rows] / known.norm
     chosen = order(estimates, ratios)[: max(RERANKED, 2 * limit)]
     starts = zoo.start_alike(known, rows[chosen])
