@@ -292,6 +292,19 @@ def test_all_that_comes_from_elsewhere_is_escaped() -> None:
     assert "<img" not in judgement.fit(compatibility)
 
 
+def test_the_verdict_says_how_much_stands_in_the_way() -> None:
+    def verdict(*findings: Any) -> str:
+        compatibility: Any = SimpleNamespace(
+            adapters=("a", "b"), report=Report.of(findings), base_model="b", total_rank=1, coverage=()
+        )
+        return str(judgement.fit(compatibility))
+
+    first, second = (problem(code, "m", "w", "s", "e", adapter="a") for code in ("x", "y"))
+    assert "nothing to worry about" in verdict()
+    assert "1 thing stands in the way" in verdict(first) and "nothing to worry" not in verdict(first)
+    assert "2 things stand in the way" in verdict(first, second)
+
+
 def test_what_no_button_sends_changes_nothing() -> None:
     assert lists.acted(["a/b"], "add", None) == ["a/b"]
     assert lists.acted(["a/b"], "explode", "a/b") == ["a/b"]

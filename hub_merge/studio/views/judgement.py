@@ -29,7 +29,10 @@ def fit(compatibility: Compatibility, ranks: Sequence[int] = ()) -> Markup:
     else:
         kind, line = "good", "These adapters fit together"
     many = len(report.cautions)
-    told = f"{many} thing{'s' * (many != 1)} to know" if many else "nothing to worry about"
+    if problems := len(report.problems):
+        told = f"{problems} thing{'s stand' if problems > 1 else ' stands'} in the way"
+    else:
+        told = f"{many} thing{'s' * (many != 1)} to know" if many else "nothing to worry about"
     facts = [
         ("Base model", compatibility.base_model or "not settled"),
         ("Ranks", " + ".join(map(str, ranks)) or None),
