@@ -52,7 +52,7 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
     assert commands == [["make", "demo"], ["make", "test"]]
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "\ndemo: $(VENV)/.plot\n\t$(BIN)/python examples/demo.py\n" in makefile
-    assert "\ntest: $(VENV)/.dev\n\t$(BIN)/python -m pytest\n" in makefile
+    assert "\ntest: $(VENV)/.dev\n\t$(BIN)/python -m pytest " in makefile
 
 
 @draws

@@ -69,7 +69,7 @@ def test_near_far_and_complement_answer_from_the_index_or_exactly(filled: HubDou
     partners = answer("zoo", "complement", "maths/apart-0-6", "--limit", "2")
     assert partners[0]["key"] == "maths/apart-0-7"
     assert 0 < partners[0]["value"] <= 1
-    assert "maths/apart-0-7" in run("zoo", "complement", "maths/apart-0-6", "--format", "human")
+    assert "maths/apart-0-7" in run("zoo", "complement", "maths/apart-0-6", "--format", "human", "--no-truncate")
 
 
 def test_a_local_adapter_can_be_asked_about_and_added(filled: HubDouble, tmp_path: Path) -> None:
