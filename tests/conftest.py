@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from tests.leaks import leaks_in, published_to, secrets_of, written_below  # noqa: E402
+from tests.leaks import Witness, leaks_in, secrets_of, written_below  # noqa: E402
 
 HERE = Path(__file__).parent
 SEED = 20251122
@@ -43,17 +43,23 @@ def wild() -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="session")
+def witnessed() -> Iterator[Witness]:
+    """Every double that starts and every text that a test took from its captured output."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield Witness(patch)
+
+
 @pytest.fixture(autouse=True)
-def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Look at what each test made us write below ``tmp_path`` and send to the double: no token, local path, user."""
-    names = [name for name in ("tmp_path", "hub", "hub_lfs") if name in request.fixturenames]
-    given = {name: request.getfixturevalue(name) for name in names}
+def nothing_leaks(request: pytest.FixtureRequest, witnessed: Witness) -> Iterator[None]:
+    """Look at what each test made us write below ``tmp_path``, send to a double and print: no token, no local path."""
+    folder = request.getfixturevalue("tmp_path") if "tmp_path" in request.fixturenames else None
+    witnessed.forget()
     yield
-    if "tmp_path" not in given or request.node.get_closest_marker("leaks_on_purpose"):
+    if request.node.get_closest_marker("leaks_on_purpose"):
         return
-    secrets = secrets_of(given["tmp_path"])
-    seen = list(written_below(given["tmp_path"]))
-    for hub in (given.get("hub"), given.get("hub_lfs")):
-        seen += published_to(hub) if hasattr(hub, "leaked_tokens") else []
+    secrets = secrets_of(folder or Path(tempfile.gettempdir()))
+    seen = [*(written_below(folder) if folder else ()), *witnessed.sent()]
     leaks = [f"{leak} in {place}" for place, content in seen for leak in leaks_in(content, secrets)]
+    leaks += [f"{token} in what was printed" for text in witnessed.printed for token in leaks_in(text, ())]
     assert not leaks, leaks

@@ -7,10 +7,13 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.hub_double import HubDouble
 
-__all__ = ["leaks_in", "published_to", "secrets_of", "written_below"]
+__all__ = ["Witness", "leaks_in", "published_to", "secrets_of", "written_below"]
 
 MADE_BY_US = "hub_merge.json"
 """Marks a folder whose content we wrote."""
@@ -49,11 +52,48 @@ def written_below(folder: Path) -> Iterator[tuple[str, bytes]]:
                     yield path.name, file.read(min(int.from_bytes(file.read(8), "little"), LARGEST))
 
 
-def published_to(hub: HubDouble) -> Iterator[tuple[str, bytes]]:
-    """Yield what requests to the double carried, and the files of commits that hold one of our records."""
-    for request in hub.requests:
+def published_to(hub: HubDouble, since: int = 0) -> Iterator[tuple[str, bytes]]:
+    """Yield what requests to the double carried, and the files of commits that hold one of our records.
+
+    Args:
+        hub: The double.
+        since: How many requests were looked at already.
+    """
+    for request in hub.requests[since:]:
         yield f"{request.method} {request.path}", f"{request.path} {request.query}".encode() + request.body[:LARGEST]
     for repo in hub.repos():
         for commit in repo.commits.values():
             if MADE_BY_US in commit.files:
                 yield from ((path, file.content) for path, file in commit.files.items() if file.content is not None)
+
+
+class Witness:
+    """Knows the doubles that run, whoever started them, and what tests took from their captured output."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.printed: list[bytes] = []
+        self._looked_at: dict[HubDouble, int] = {}
+        enter, read = HubDouble.__enter__, pytest.CaptureFixture.readouterr
+
+        def entered(hub: HubDouble) -> HubDouble:
+            self._looked_at[hub] = 0
+            return enter(hub)
+
+        def taken(capture: pytest.CaptureFixture[Any]) -> Any:
+            said = read(capture)
+            self.printed += [text if isinstance(text, bytes) else text.encode() for text in said]
+            return said
+
+        patch.setattr(HubDouble, "__enter__", entered)
+        patch.setattr(pytest.CaptureFixture, "readouterr", taken)
+
+    def forget(self) -> None:
+        """Let go of what was printed and of doubles that have stopped."""
+        self.printed.clear()
+        self._looked_at = {hub: count for hub, count in self._looked_at.items() if hub.folder.is_dir()}
+
+    def sent(self) -> Iterator[tuple[str, bytes]]:
+        """Yield what the doubles were sent since the last time, and what is published there."""
+        for hub, count in list(self._looked_at.items()):
+            self._looked_at[hub] = len(hub.requests)
+            yield from published_to(hub, count)

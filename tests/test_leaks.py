@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub_double import HubDouble
-from tests.leaks import leaks_in, published_to, secrets_of, written_below
+from tests.leaks import Witness, leaks_in, published_to, secrets_of, written_below
 
 
 @pytest.mark.leaks_on_purpose
@@ -34,3 +34,16 @@ def test_a_planted_path_is_found_in_what_was_published(hub_lfs: HubDouble, tmp_p
 
 def test_harmless_words_are_no_leak(tmp_path: Path) -> None:
     assert not list(leaks_in(b"hf_merge hf_hub/2.4.0 hf_xet (path removed) ./math alice/math", secrets_of(tmp_path)))
+
+
+@pytest.mark.leaks_on_purpose
+def test_what_is_printed_and_sent_to_a_double_of_the_test_itself_is_seen(
+    witnessed: Witness, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    print("hf_alice")
+    capsys.readouterr()
+    assert [leak for text in witnessed.printed for leak in leaks_in(text, ())] == ["hf_alice"]
+    with HubDouble(xet=False) as hub:
+        hub.add_repo("alice/out", {"hub_merge.json": b"{}", "README.md": str(tmp_path).encode()})
+    found = [leak for _, text in witnessed.sent() for leak in leaks_in(text, secrets_of(tmp_path))]
+    assert str(tmp_path) in found
