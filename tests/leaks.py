@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import re
+import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -68,12 +69,12 @@ def published_to(hub: HubDouble, since: int = 0) -> Iterator[tuple[str, bytes]]:
 
 
 class Witness:
-    """Knows the doubles that run, whoever started them, and what tests took from their captured output."""
+    """Knows the doubles that run, whoever started them, and what tests captured of what was printed."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.printed: list[bytes] = []
         self._looked_at: dict[HubDouble, int] = {}
-        enter, read = HubDouble.__enter__, pytest.CaptureFixture.readouterr
+        enter, read, run = HubDouble.__enter__, pytest.CaptureFixture.readouterr, subprocess.run
 
         def entered(hub: HubDouble) -> HubDouble:
             self._looked_at[hub] = 0
@@ -81,11 +82,20 @@ class Witness:
 
         def taken(capture: pytest.CaptureFixture[Any]) -> Any:
             said = read(capture)
-            self.printed += [text if isinstance(text, bytes) else text.encode() for text in said]
+            self._keep(said)
             return said
+
+        def ran(*arguments: Any, **settings: Any) -> Any:
+            done = run(*arguments, **settings)
+            self._keep((done.stdout, done.stderr))
+            return done
 
         patch.setattr(HubDouble, "__enter__", entered)
         patch.setattr(pytest.CaptureFixture, "readouterr", taken)
+        patch.setattr(subprocess, "run", ran)
+
+    def _keep(self, printed: Iterable[str | bytes | None]) -> None:
+        self.printed += [text if isinstance(text, bytes) else text.encode() for text in printed if text]
 
     def forget(self) -> None:
         """Let go of what was printed and of doubles that have stopped."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,9 @@ def test_what_is_printed_and_sent_to_a_double_of_the_test_itself_is_seen(
         hub.add_repo("alice/out", {"hub_merge.json": b"{}", "README.md": str(tmp_path).encode()})
     found = [leak for _, text in witnessed.sent() for leak in leaks_in(text, secrets_of(tmp_path))]
     assert str(tmp_path) in found
+
+
+@pytest.mark.leaks_on_purpose
+def test_what_a_command_prints_is_seen(witnessed: Witness) -> None:
+    subprocess.run([sys.executable, "-c", "print('Bearer hf_' + 'alice')"], capture_output=True, text=True, check=True)
+    assert [leak for text in witnessed.printed for leak in leaks_in(text, ())] == ["hf_alice"]
