@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,14 @@ COUNT = int(os.environ.get("HUB_MERGE_ZOO_SIZE", "20"))
 LAYERS = 1 if COUNT < 100 else 12
 
 
+def until(holds: Callable[[], bool], seconds: float = 90.0) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_node_that_dies_loses_nothing_and_a_second_build_downloads_nothing(
     hub_lfs: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,22 +44,27 @@ def test_a_node_that_dies_loses_nothing_and_a_second_build_downloads_nothing(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     hub_lfs.page_size = 100
     planted = fill(hub_lfs, COUNT, layers=LAYERS)
+    hub_lfs.faults.add("/revision/", delay=0.3 if COUNT < 100 else 0.0, times=None)  # long enough to be caught at it
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
+    sooner = {"health_check_period_ms": 500, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "_system_config": sooner})
     try:
         second = cluster.add_node(**{key: value for key, value in node.items() if key != "include_dashboard"})
         cluster.wait_for_nodes()
-        alive: list[int] = []
+        killed: list[int] = []
 
         def kill(step: str, done: int, total: int) -> None:
-            if done == COUNT // 4:
-                alive.append(len([entry for entry in ray.nodes() if entry["Alive"]]))
+            """Kill the second node once some adapters are done, and both nodes are at one."""
+            if not killed and done >= COUNT // 5 and ray.available_resources().get("CPU", 0) == 0:
                 cluster.remove_node(second, allow_graceful=False)
+                until(lambda: sum(node["Alive"] for node in ray.nodes()) == 1)
+                killed.append(done)
 
         access = Access(endpoint=hub_lfs.endpoint, token=False)
         engine = on_ray(cluster.address)
         built = build(tmp_path / "zoo", BASE, access=access, engine=engine, progress=kill)
-        assert alive == [2]
+        assert killed
+        assert killed[0] < COUNT
     finally:
         ray.shutdown()
         cluster.shutdown()
