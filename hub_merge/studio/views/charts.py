@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from hub_merge.scores import ModuleScore, PairScore, Scores
-from hub_merge.studio.views.markup import Markup, el, joined, number
+from hub_merge.studio.views.markup import Markup, el, folded_table, joined, number
 
 __all__ = ["depth", "heat_map", "retention_bars"]
 
@@ -172,19 +172,7 @@ def _numbers(lines: Sequence[tuple[str, Mapping[int, float]]], layers: Sequence[
         el("tr", el("th", layer, scope="row"), *(el("td", number(values.get(layer), 3)) for _, values in lines))
         for layer in layers
     ]
-    return el(
-        "details",
-        el("summary", "The numbers by layer"),
-        el(
-            "div",
-            el("table", el("thead", head), el("tbody", *rows), class_="hm-table"),
-            class_="hm-scroll",
-            tabindex="0",
-            role="region",
-            aria_label="Overlap by layer",
-        ),
-        class_="hm-details",
-    )
+    return folded_table("The numbers by layer", "Overlap by layer", head, rows)
 
 
 # --- retention --------------------------------------------------------------------------------------------------------

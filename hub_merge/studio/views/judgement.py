@@ -8,7 +8,7 @@ from hub_merge.compat import Compatibility
 from hub_merge.findings import Finding
 from hub_merge.licenses import LicenseVerdict, SourceTerms
 from hub_merge.studio.looking import Look
-from hub_merge.studio.views.markup import Markup, el, icon, joined
+from hub_merge.studio.views.markup import Markup, el, folded_table, icon, joined
 
 __all__ = ["allowable", "asks_for_unknown", "fit", "has_questions", "license_panel", "waiting"]
 
@@ -89,19 +89,7 @@ def _coverage(compatibility: Compatibility) -> Markup | None:
         el("tr", el("th", group.group, scope="row"), *(el("td", count or "–") for count in group.counts))
         for group in compatibility.coverage
     ]
-    return el(
-        "details",
-        el("summary", "Which modules each changes"),
-        el(
-            "div",
-            el("table", el("thead", head), el("tbody", *rows), class_="hm-table"),
-            class_="hm-scroll",
-            tabindex="0",
-            role="region",
-            aria_label="Modules by adapter",
-        ),
-        class_="hm-details",
-    )
+    return folded_table("Which modules each changes", "Modules by adapter", head, rows)
 
 
 def license_panel(verdict: LicenseVerdict) -> Markup:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from typing import TypeAlias
 from unicodedata import category
 
 from hub_merge.privacy import UNSEEN, scrub
 
-__all__ = ["Child", "Markup", "el", "icon", "joined", "number", "percent"]
+__all__ = ["Child", "Markup", "el", "folded_table", "icon", "joined", "number", "percent"]
 
 
 class Markup(str):
@@ -49,6 +50,23 @@ def joined(*children: Child) -> Markup:
             for child in children
             if child is not None
         )
+    )
+
+
+def folded_table(summary: str, label: str, head: Markup, rows: Sequence[Markup]) -> Markup:
+    """Return a table that is shown when its ``summary`` is clicked; ``label`` names it to those who do not see it."""
+    return el(
+        "details",
+        el("summary", summary),
+        el(
+            "div",
+            el("table", el("thead", head), el("tbody", *rows), class_="hm-table"),
+            class_="hm-scroll",
+            tabindex="0",
+            role="region",
+            aria_label=label,
+        ),
+        class_="hm-details",
     )
 
 
