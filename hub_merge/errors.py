@@ -4,6 +4,7 @@ HubMergeError                  problem + remedy; the base of all others
 ├── AdapterError               one adapter could not be used
 │   ├── AdapterNotFound        no such repository, revision, folder or file; or no right to read it
 │   ├── AdapterFormatError     the files are damaged or contradict themselves
+│   │   └── DamagedDownload    what arrived is not what the repository describes
 │   └── UnsupportedAdapter     the files are sound, but not a LoRA this version can merge
 ├── CheckpointError            a full model could not be used
 ├── HubUnavailable             the Hub did not answer, or refused for now (time-outs, rate limits, offline)
@@ -33,6 +34,7 @@ __all__ = [
     "AdapterNotFound",
     "BudgetExceeded",
     "CheckpointError",
+    "DamagedDownload",
     "EvaluationError",
     "HubMergeError",
     "HubUnavailable",
@@ -69,6 +71,10 @@ class AdapterNotFound(AdapterError):
 
 class AdapterFormatError(AdapterError):
     """The files are damaged or contradict themselves."""
+
+
+class DamagedDownload(AdapterFormatError):
+    """What arrived is not what the repository describes."""
 
 
 class UnsupportedAdapter(AdapterError):

@@ -50,22 +50,26 @@ def workspace(place: Path | None = None) -> Iterator[Path]:
 
 
 @contextmanager
-def entered(folder: Path) -> Iterator[Path]:
+def entered(folder: Path, patience: float = LONGEST_WAIT) -> Iterator[Path]:
     """Yield ``folder``, created if need be, as the only run that is in it; it vanishes at the end.
 
     It is not empty if a run was killed in it.
 
+    Args:
+        folder: The folder.
+        patience: Seconds to wait for another run to leave it.
+
     Raises:
         OutputExists: Another run stays in it too long.
     """
-    deadline = time.monotonic() + LONGEST_WAIT
+    deadline = time.monotonic() + patience
     while True:
         with suppress(FileExistsError):
             folder.mkdir()
         lock = _locked(folder)
         if lock is not None:
             break
-        if time.monotonic() > deadline:
+        if time.monotonic() >= deadline:
             raise OutputExists(f"Another run writes to {folder.parent}.", remedy="Wait for it, then try again.")
         time.sleep(PAUSE)
     try:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from huggingface_hub import HfApi
 
 from hub_merge.errors import HubMergeError, HubUnavailable, OutputExists, RecipeError
 from hub_merge.zoo import building, engines
@@ -144,6 +149,54 @@ def test_a_hub_that_fails_for_all_ends_the_build(
         build(tmp_path / "zoo", BASE, access=access(hub_lfs))
 
 
+def test_a_disk_that_is_full_is_no_fault_of_the_adapter(
+    hub_lfs: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(hub_lfs, 3, layers=1)
+
+    def full(*args: Any, **settings: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", "adapter_model.safetensors")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HfApi, "hf_hub_download", full)
+        with pytest.raises(HubMergeError, match="No space left") as raised:
+            build(tmp_path / "zoo", BASE, access=access(hub_lfs))
+    assert not isinstance(raised.value, HubUnavailable)
+    assert not Index(tmp_path / "zoo").known()
+    assert build(tmp_path / "zoo", BASE, access=access(hub_lfs)) == Built(listed=3, indexed=3)
+
+
+def test_what_was_damaged_on_the_way_is_asked_for_again(hub_lfs: HubDouble, tmp_path: Path) -> None:
+    fill(hub_lfs, 3, layers=1)
+    hub_lfs.faults.add("GET /objects/", garbled=True)
+    assert build(tmp_path / "zoo", BASE, access=access(hub_lfs)) == Built(listed=3, indexed=2, missed=1)
+    assert build(tmp_path / "zoo", BASE, access=access(hub_lfs)) == Built(listed=3, indexed=1, unchanged=2)
+
+
+def test_what_a_killed_build_left_is_no_obstacle_and_vanishes(hub_lfs: HubDouble, tmp_path: Path) -> None:
+    fill(hub_lfs, 1, layers=1)
+    new = tmp_path / ".hub-merge.killed"
+    (new / "new" / "data").mkdir(parents=True)
+    (new / "lock").touch()
+    build(tmp_path / "zoo", BASE, access=access(hub_lfs))
+    assert not new.exists()
+    unfinished = tmp_path / "zoo" / ".hub-merge-writing"
+    unfinished.mkdir()
+    (unfinished / "lock").touch()
+    (unfinished / "rows.parquet").write_bytes(b"PAR1 and half of it")
+    build(tmp_path / "zoo", BASE, access=access(hub_lfs))
+    assert sorted(path.name for path in (tmp_path / "zoo").iterdir()) == ["data", "zoo.json"]
+    assert len(Index(tmp_path / "zoo").known()) == 1
+
+
+def test_searches_of_builds_that_began_together_are_all_remembered(tmp_path: Path) -> None:
+    one, other = Index.create(tmp_path / "zoo"), Index.create(tmp_path / "zoo")
+    for index, base in ((one, "acme/one"), (other, "acme/other")):
+        with index.writing() as writer:
+            writer.remember({"base": base, "limit": None})
+    assert [search["base"] for search in Index(tmp_path / "zoo").searches] == ["acme/one", "acme/other"]
+
+
 def test_local_adapters_are_indexed_without_their_path(hub_lfs: HubDouble, tmp_path: Path) -> None:
     folder = tmp_path / "secret-place" / "mine"
     folder.mkdir(parents=True)
@@ -208,6 +261,37 @@ def test_a_worker_that_dies_loses_nothing(tmp_path: Path) -> None:
 def test_workers_that_always_die_end_the_build(tmp_path: Path) -> None:
     with pytest.raises(HubMergeError, match=f"died {engines.MOST_DEATHS} times"):
         list(in_processes(2)(always_dead, range(3)))
+
+
+def asleep(folder: str, gate: Any) -> None:
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(600)
+
+
+def is_alive(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at processes in /proc")
+def test_the_processes_of_a_killed_build_end(tmp_path: Path) -> None:
+    script = (
+        "from tests.test_zoo_building import asleep\n"
+        "from hub_merge.zoo.engines import in_processes\n"
+        f"if __name__ == '__main__': list(in_processes(2)(asleep, [{str(tmp_path)!r}] * 2))\n"
+    )
+    (tmp_path / "build.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    killed = subprocess.Popen([sys.executable, str(tmp_path / "build.py")], env=environment)
+    end = time.monotonic() + 60
+    while len(found := [int(path.name) for path in tmp_path.iterdir() if path.name.isdecimal()]) < 2:
+        assert killed.poll() is None and time.monotonic() < end
+        time.sleep(0.05)
+    killed.kill()
+    killed.wait()
+    while any(map(is_alive, found)):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_gate_makes_everybody_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from io import BufferedIOBase
 from pathlib import Path
 
-from hub_merge.errors import AdapterFormatError
+from hub_merge.errors import DamagedDownload
 from hub_merge.hub.repositories import RemoteFile
 
 __all__ = ["clear_partial", "has_size", "require_digest", "require_same"]
@@ -17,23 +17,23 @@ PATIENCE_FOR_LOCK = 0.1
 
 
 def require_digest(target: Path, file: RemoteFile, subject: str) -> None:
-    """Raise ``AdapterFormatError`` and forget the download if its content is not what the repository describes."""
+    """Raise ``DamagedDownload`` and forget the download if its content is not what the repository describes."""
     with target.open("rb") as content:
         try:
             require_same(content, file, subject)
-        except AdapterFormatError:
+        except DamagedDownload:
             _forget(target)
             raise
 
 
 def require_same(content: BufferedIOBase, file: RemoteFile, subject: str) -> None:
-    """Raise ``AdapterFormatError`` unless ``content`` has the hash that the repository states, if it states one."""
+    """Raise ``DamagedDownload`` unless ``content`` has the hash that the repository states, if it states one."""
     kind, stated = ("sha256", file.sha256) if file.sha256 else ("git hash", file.git_oid)
     if stated is None:
         return
     found = hashlib.file_digest(content, "sha256").hexdigest() if file.sha256 else _git_oid(content.read())
     if found != stated:
-        raise AdapterFormatError(
+        raise DamagedDownload(
             f"{subject} arrived with {kind} {found[:12]}…, but the repository describes {stated[:12]}….",
             remedy="Do not use it; if it persists, tell its author and the Hub.",
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hub_merge.bases import former_name
 from hub_merge.budgets import budget
-from hub_merge.errors import AdapterFormatError, AdapterNotFound, RecipeError
+from hub_merge.errors import AdapterFormatError, AdapterNotFound, DamagedDownload, RecipeError
 from hub_merge.hub.cached import clear_partial, has_size, require_digest, require_same
 from hub_merge.hub.contents import Contents, adapter_files, contents, matching_files
 from hub_merge.hub.failures import Asked, offline, translated
@@ -141,7 +141,7 @@ class Hub:
         Raises:
             AdapterNotFound: The folder holds no adapter or no file of those names, or there is no right to read it.
             UnsupportedAdapter: It holds something else, or the weights as a pickle only.
-            AdapterFormatError: A file is not the one that the repository describes.
+            DamagedDownload: A file is not the one that the repository describes.
             BudgetExceeded: The files are larger than a limit or the disk allows; nothing was downloaded.
             HubUnavailable: The Hub did not answer, or the cache does not hold all of it while offline.
         """
@@ -420,7 +420,7 @@ class Hub:
             require_digest(target, file, f"{pinned.label} ({name})")
             clear_partial(target, self._cache_for(pinned) / ".locks" / self._cache_of(pinned).name)
             return target
-        raise AdapterFormatError(
+        raise DamagedDownload(
             f"{pinned.label} ({name}) arrived with a size other than the {size} bytes that the repository states.",
             remedy="Try again; if it persists, ask its author to upload the file again.",
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hub_merge.errors import HubUnavailable
+from hub_merge.errors import HubMergeError, HubUnavailable
 from hub_merge.sources import open_adapter
 from hub_merge.zoo.engines import Engine, here
 from hub_merge.zoo.entries import Entry
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Built", "Found", "add", "build", "fill", "update"]
 
 MOST_MISSED = 20
-"""Adapters in a row that the Hub may fail to deliver before a build is given up."""
+"""Adapters in a row that may fail to arrive before a build is given up."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,7 +34,7 @@ class Built:
         indexed: New or changed ones that have a fingerprint now.
         unchanged: Those that were left alone: indexed at this commit, or their files are the same.
         unusable: Those that have none, for a reason that the index keeps.
-        missed: Those that the Hub did not deliver; another build asks for them again.
+        missed: Those that did not arrive whole; another build asks for them again.
     """
 
     listed: int = 0
@@ -75,14 +75,14 @@ def build(
 
     Raises:
         HubUnavailable: The Hub did not answer; what is done stays.
-        HubMergeError: Another process writes to the index, or the engine failed.
+        HubMergeError: Another process writes to the index, the engine failed, or this machine has no room.
     """
     index = Index.create(folder)
     hub = access.connect()
     canonical = hub.canonical(base) or base
     found = list(_listed(hub, base, canonical, limit))
-    index.remember({"base": canonical, "limit": limit})
-    return fill(index, found, access=access, engine=engine, retry=retry, progress=progress)
+    search = {"base": canonical, "limit": limit}
+    return fill(index, found, search, access=access, engine=engine, retry=retry, progress=progress)
 
 
 def _listed(hub: Hub, base: str, canonical: str, limit: int | None) -> Iterator[Found]:
@@ -98,19 +98,22 @@ UNLIMITED = 10_000_000
 def fill(
     index: Index,
     found: Iterable[Found],
+    search: Mapping[str, Any] | None = None,
     *,
     access: Access,
     engine: Engine | None = None,
     retry: bool = False,
     progress: Progress = lambda step, done, total: None,
 ) -> Built:
-    """Index what was found; see ``build``.
+    """Index what was found, and note the search that found it; see ``build``.
 
     What the index has of the same commit is left alone, whether it could be used or not.
     """
     found = list(found)
     built = Built(listed=len(found))
     with index.writing() as writer:
+        if search is not None:
+            writer.remember(search)
         known = index.known()
         due = [one for one in found if not _is_done(one, known, retry)]
         built.unchanged = len(found) - len(due)
@@ -141,7 +144,7 @@ def _read_all(
             built.missed += 1
             in_a_row += 1
             if in_a_row == min(MOST_MISSED, len(tasks)):
-                raise HubUnavailable(result.reason, remedy="Build again later: what is done stays in the index.")
+                raise _given_up(result)
             continue
         in_a_row = 0
         if result.reason is not None:
@@ -153,6 +156,14 @@ def _read_all(
         else:
             built.unchanged += 1
             _keep(index, writer, result)
+
+
+def _given_up(missed: Missed) -> HubMergeError:
+    if missed.here:
+        return HubMergeError(
+            missed.reason, remedy="Free space and mend the rights, then build again: what is done stays in the index."
+        )
+    return HubUnavailable(missed.reason, remedy="Build again later: what is done stays in the index.")
 
 
 def _keep(index: Index, writer: Writer, described: Entry) -> None:

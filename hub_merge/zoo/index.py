@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hub_merge.errors import HubMergeError, OutputExists, RecipeError
+from hub_merge.staging import staged
+from hub_merge.workspace import entered, write_whole
 from hub_merge.zoo.entries import VECTORS, Entry, arrow, entry_of, row_of, schema
 from hub_merge.zoo.sketch import VERSION
 
@@ -33,6 +36,8 @@ Indices = NDArray[np.intp]
 MARK_FILE = "zoo.json"
 """By which a folder or repository is known to be an index: its version, and the searches that fill it."""
 DATA = "data"
+WRITING = ".hub-merge-writing"
+"""Folder in an index in which one process at a time prepares what it adds."""
 FULL = 8192
 """Rows of a file that is not put together with others any more, about 70 MB."""
 WRITTEN_AT_ONCE = 256
@@ -54,8 +59,7 @@ class Index:
         arrow()
         self.folder = folder
         try:
-            self.settings: dict[str, Any] = json.loads((folder / MARK_FILE).read_text(encoding="utf-8"))
-            version = self.settings["version"]
+            version = self._settings()["version"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RecipeError(
                 f"{folder} is no index of adapters.", remedy="Name a folder that `hub-merge zoo build` wrote."
@@ -74,11 +78,13 @@ class Index:
             OutputExists: The folder holds something else.
         """
         arrow()
-        if not (folder / MARK_FILE).is_file():
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise OutputExists(f"{folder} is there and holds no index.", remedy="Choose another folder.")
-            (folder / DATA).mkdir(parents=True, exist_ok=True)
-            _write(folder / MARK_FILE, json.dumps({"version": VERSION, "searches": []}).encode())
+        try:
+            with staged(folder, False, ()) as stage:
+                (stage / DATA).mkdir()
+                (stage / MARK_FILE).write_text(json.dumps({"version": VERSION, "searches": []}), encoding="utf-8")
+        except OutputExists as error:
+            if not (folder / MARK_FILE).is_file():
+                raise OutputExists(f"{folder} is there and holds no index.", remedy="Choose another folder.") from error
         return cls(folder)
 
     @property
@@ -96,13 +102,11 @@ class Index:
     @property
     def searches(self) -> list[dict[str, Any]]:
         """What was searched for to fill the index, for an update to repeat."""
-        return list(self.settings["searches"])
+        return list(self._settings()["searches"])
 
-    def remember(self, search: dict[str, Any]) -> None:
-        """Note a search for updates; one for the same base model takes its place."""
-        kept = [known for known in self.searches if known["base"] != search["base"]]
-        self.settings["searches"] = [*kept, search]
-        _write(self.folder / MARK_FILE, json.dumps(self.settings, indent=1).encode())
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = json.loads((self.folder / MARK_FILE).read_text(encoding="utf-8"))
+        return settings
 
     def known(self) -> dict[str, dict[str, Any]]:
         """Return commit, content and reason by key of what is indexed."""
@@ -136,28 +140,21 @@ class Index:
         Raises:
             HubMergeError: Somebody else writes.
         """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.folder / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise HubMergeError(
-                f"Another process writes to {self.folder}.", remedy="Wait for its end; a build can be repeated."
-            ) from error
-        try:
-            writer = Writer(self)
+        with ExitStack() as stack:
+            try:
+                place = stack.enter_context(entered(self.folder / WRITING, patience=0.0))
+            except OutputExists as error:
+                raise HubMergeError(
+                    f"Another process writes to {self.folder}.", remedy="Wait for its end; a build can be repeated."
+                ) from error
+            writer = Writer(self, place)
             try:
                 yield writer
             finally:
                 writer.flush()
-            self._compact()
-        finally:
-            lock.release()
-            with suppress(OSError):
-                (self.folder / ".lock").unlink()
+            self._compact(writer)
 
-    def _compact(self) -> None:
+    def _compact(self, writer: Writer) -> None:
         """Put small files together, some at a time, and leave out rows that others took the place of."""
         import pyarrow.parquet as pq
 
@@ -168,12 +165,12 @@ class Index:
             if (count := _rows(pq, path)) < FULL:
                 some, rows = [*some, path], rows + count
             if rows >= FULL:
-                self._unite(some, live)
+                self._unite(some, live, writer)
                 some, rows = [], 0
         if len(some) > 1:
-            self._unite(some, live)
+            self._unite(some, live, writer)
 
-    def _unite(self, files: Sequence[Path], live: Mapping[str, int]) -> None:
+    def _unite(self, files: Sequence[Path], live: Mapping[str, int], writer: Writer) -> None:
         """Put the rows of ``files`` that are live into one file."""
         import pyarrow.parquet as pq
 
@@ -182,17 +179,23 @@ class Index:
         table = table.take(pa.array(_latest(table)))
         keys, times = table["key"].to_pylist(), table["indexed_at"].to_pylist()
         table = table.filter(pa.array([live[key] == moment for key, moment in zip(keys, times, strict=True)]))
-        kept = _put(self.folder / DATA, table)
+        kept = writer.write(table)
         for path in files:
             if path != kept:
                 path.unlink()
 
 
 class Writer:
-    """Writes entries to an index, many at once."""
+    """Writes to an index, many entries at once; every file appears whole or not at all.
 
-    def __init__(self, index: Index) -> None:
+    Args:
+        index: The index.
+        place: Folder on its disk for what is not finished.
+    """
+
+    def __init__(self, index: Index, place: Path) -> None:
         self._index = index
+        self._place = place
         self._rows: list[dict[str, Any]] = []
         self._last = 0
         self.written = 0
@@ -208,37 +211,45 @@ class Writer:
     def flush(self) -> None:
         """Write what was taken in."""
         if self._rows:
-            _put(self._index.folder / DATA, arrow().Table.from_pylist(self._rows, schema=schema()))
+            self.write(arrow().Table.from_pylist(self._rows, schema=schema()))
             self._rows = []
 
+    def remember(self, search: Mapping[str, Any]) -> None:
+        """Note a search for updates; one for the same base model takes its place."""
+        settings = self._index._settings()
+        kept = [known for known in settings["searches"] if known["base"] != search["base"]]
+        settings["searches"] = [*kept, dict(search)]
+        write_whole(self._index.folder / MARK_FILE, json.dumps(settings, indent=1))
 
-def _put(folder: Path, table: pa.Table) -> Path:
-    """Write ``table`` under a name that follows from its content; return its path."""
-    import pyarrow.parquet as pq
+    def copy(self, path: Path) -> None:
+        """Take in a Parquet file of another index."""
+        fresh = self._place / path.name
+        shutil.copyfile(path, fresh)
+        self._adopt(fresh, path.name)
 
-    folder.mkdir(exist_ok=True)
-    fresh = folder / f".{os.getpid()}.tmp"
-    packed = [name for name in table.schema.names if name not in VECTORS]
-    pq.write_table(
-        table,
-        fresh,
-        compression={name: "zstd" if name in packed else "none" for name in schema().names},
-        use_dictionary=packed,
-        row_group_size=1024,
-        write_statistics=["key"],
-    )
-    with fresh.open("rb") as file:
-        name = hashlib.file_digest(file, "sha256").hexdigest()[:24]
-        os.fsync(file.fileno())
-    path = folder / f"{name}.parquet"
-    fresh.replace(path)
-    return path
+    def write(self, table: pa.Table) -> Path:
+        """Write ``table`` under a name that follows from its content; return its path."""
+        import pyarrow.parquet as pq
 
+        fresh = self._place / "rows.parquet"
+        packed = [name for name in table.schema.names if name not in VECTORS]
+        pq.write_table(
+            table,
+            fresh,
+            compression={name: "zstd" if name in packed else "none" for name in schema().names},
+            use_dictionary=packed,
+            row_group_size=1024,
+            write_statistics=["key"],
+        )
+        with fresh.open("rb") as file:
+            name = hashlib.file_digest(file, "sha256").hexdigest()[:24]
+            os.fsync(file.fileno())
+        return self._adopt(fresh, f"{name}.parquet")
 
-def _write(path: Path, content: bytes) -> None:
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    fresh.write_bytes(content)
-    fresh.replace(path)
+    def _adopt(self, fresh: Path, name: str) -> Path:
+        folder = self._index.folder / DATA
+        folder.mkdir(exist_ok=True)
+        return fresh.replace(folder / name)
 
 
 def _read(pq: Any, path: Path, columns: list[str]) -> pa.Table:

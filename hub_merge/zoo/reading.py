@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
-from hub_merge.errors import HubMergeError, HubUnavailable, RecipeError
+from hub_merge.errors import DamagedDownload, HubMergeError, HubUnavailable, RecipeError
 from hub_merge.pipeline import followers
 from hub_merge.privacy import one_line
 from hub_merge.sources import digests, needed_files, open_factors
+from hub_merge.workspace import workspace
 from hub_merge.zoo.entries import Entry
 from hub_merge.zoo.fingerprint import fingerprint
 
@@ -28,6 +29,8 @@ __all__ = ["Access", "Missed", "Task", "base_of", "key_of", "local_entry", "read
 Follow = Callable[[str], str | None]
 
 MOST_REASON = 300
+TROUBLE_HERE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO}
+"""What the system says where this machine, and no adapter, is the trouble."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +80,17 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Missed:
-    """An adapter that the Hub did not deliver, which says nothing about the adapter."""
+    """An adapter that did not arrive, which says nothing about the adapter.
+
+    Attributes:
+        task: What was to be done.
+        reason: Why it was not.
+        here: Whether it failed on this machine, rather than at the Hub or on the way.
+    """
 
     task: Task
     reason: str
+    here: bool = False
 
 
 def read(task: Task, gate: Gate | None = None) -> Entry | Missed:
@@ -88,8 +98,8 @@ def read(task: Task, gate: Gate | None = None) -> Entry | Missed:
 
     Nothing stays on the disk. No adapter ends the build of a zoo, whatever is in its files.
     """
-    with tempfile.TemporaryDirectory(prefix="hub-merge-zoo-") as cache:
-        hub = task.access.connect(gate, Path(cache))
+    with workspace() as cache:
+        hub = task.access.connect(gate, cache)
         known = Entry(key_of(task.reference), task.reference.repo_id, task.reference.revision, task.base or "")
         try:
             pinned = hub.resolve(task.reference)
@@ -105,12 +115,22 @@ def read(task: Task, gate: Gate | None = None) -> Entry | Missed:
                 return replace(known, reason=f"Its base model is no Hub id: {one_line(stated)}.")
             entry = replace(known, base=base, task_type=adapter.task_type, bytes=_size(pinned, hub))
             return replace(entry, fingerprint=fingerprint(adapter, base))
-        except HubUnavailable as error:
+        except (HubUnavailable, DamagedDownload) as error:
             return Missed(task, one_line(str(error)))
-        except HubMergeError as error:
-            return replace(known, reason=one_line(error.problem)[:MOST_REASON])
         except Exception as error:
-            return replace(known, reason=one_line(f"Unexpected {type(error).__name__}: {error}")[:MOST_REASON])
+            problem = error.problem if isinstance(error, HubMergeError) else f"Unexpected {type(error).__name__}: {error}"
+            if _is_trouble_here(error):
+                return Missed(task, one_line(problem), here=True)
+            return replace(known, reason=one_line(problem)[:MOST_REASON])
+
+
+def _is_trouble_here(error: BaseException | None) -> bool:
+    """Whether an error comes from the disk, or another limit, of this machine."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in TROUBLE_HERE:
+            return True
+        error = error.__cause__
+    return False
 
 
 @lru_cache(maxsize=1)

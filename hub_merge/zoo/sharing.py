@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,14 +129,13 @@ def fetch(repo_id: str, folder: Path, *, hub: Hub) -> Index:
     """
     source = Index(pull(repo_id, hub=hub))
     index = Index.create(folder)
-    with index.writing():
+    with index.writing() as writer:
         for path in source.files:
-            fresh = folder / DATA / f".{path.name}.tmp"
-            shutil.copyfile(path, fresh)
-            fresh.replace(folder / DATA / path.name)
-    for search in source.searches:
-        if search["base"] not in {known["base"] for known in index.searches}:
-            index.remember(search)
+            writer.copy(path)
+        known = {search["base"] for search in index.searches}
+        for search in source.searches:
+            if search["base"] not in known:
+                writer.remember(search)
     return index
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.torture.operations import OPERATIONS, Operation, State, litter
+from tests.torture.operations import Operation, State, at_hand, litter
 from tests.torture.tally import Outcome
 from tests.torture.world import Ended, World, copy
 
@@ -25,7 +27,9 @@ class Trial:
         operation.prepare(world, self.prepared)
         home = self.fresh()
         self.before = operation.state(world, home)
+        started = time.monotonic()
         done = self.run(home)
+        self.seconds = time.monotonic() - started
         assert done.code == 0 and done.steps, done.err
         self.steps = done.steps
         self.after = operation.state(world, home)
@@ -55,7 +59,9 @@ class Trial:
             return f"the next run failed: {done.err.strip()}"
         if state != self.after:
             return f"the next run made something else: {described(state, self.before, self.after)}"
-        return f"left behind: {', '.join(left)}" if (left := litter(home)) else ""
+        if left := litter(home):
+            return f"left behind: {', '.join(left)}"
+        return self.operation.complaint(home)
 
 
 def described(state: State, before: State, after: State) -> str:
@@ -69,13 +75,15 @@ def described(state: State, before: State, after: State) -> str:
 def killed(world: World, rounds: int, seed: int) -> Iterator[Outcome]:
     """Kill each command at every step in turn, or at ``rounds`` of its steps, and as often at random times between."""
     rng = random.Random(seed)
-    for operation in OPERATIONS:
+    tried, skipped = at_hand("kill")
+    yield from skipped
+    for operation in tried:
         trial = Trial(world, operation)
-        steps = range(1, trial.steps + 1)
-        for step in sorted(rng.sample(steps, min(rounds, len(steps)))):
+        steps, most = range(1, trial.steps + 1), math.ceil(rounds * operation.share)
+        for step in sorted(rng.sample(steps, min(most, len(steps)))):
             yield survived(trial, f"killed at step {step}", kill_at=step)
-        for _ in range(rounds // 4):
-            seconds = rng.uniform(0.02, 0.5)
+        for _ in range(most // 4):
+            seconds = rng.uniform(0.02, max(0.5, trial.seconds))
             yield survived(trial, f"killed after {seconds:.3f} s", kill_after=seconds)
 
 
@@ -90,9 +98,11 @@ def survived(trial: Trial, fault: str, **fate: float | int) -> Outcome:
 def full_disks(world: World, rounds: int, seed: int) -> Iterator[Outcome]:
     """Let each command meet a full disk at ``rounds`` places: a small disk if one may be mounted, else a short file."""
     rng = random.Random(seed)
-    for operation in OPERATIONS:
+    tried, skipped = at_hand("full disk")
+    yield from skipped
+    for operation in tried:
         trial = Trial(world, operation)
-        for _ in range(rounds):
+        for _ in range(math.ceil(rounds * operation.share)):
             home = trial.fresh()
             with small_disk(home) as mounted:
                 if mounted:

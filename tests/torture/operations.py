@@ -5,13 +5,16 @@ To torture another command, add it to ``OPERATIONS``.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.torture.world import CARD, CONFIG, MATH, MEDICINE, World, files_of
+from hub_merge.errors import HubMergeError
+from tests.torture.tally import Outcome
+from tests.torture.world import BASE, CARD, CONFIG, MATH, MEDICINE, World, files_of
 
 State = dict[str, bytes]
 
@@ -53,6 +56,11 @@ def has_whole_files(state: State, before: State, after: State) -> bool:
     return state.items() <= after.items()
 
 
+def loses_no_row(state: State, before: State, after: State) -> bool:
+    """All the rows of before, and any of those that come, each of them whole."""
+    return before.items() <= state.items() <= after.items()
+
+
 @dataclass(frozen=True)
 class Operation:
     """A command and what it makes.
@@ -64,6 +72,9 @@ class Operation:
         prepare: Puts in place what the command needs.
         whole: Tells whether a state may be seen at any moment, given the states before and after the command.
         once: What an error says if the command had done its work already.
+        needs: Library that may be missing where only the core is installed.
+        share: How much of the torture it gets: a slow one gets a part.
+        complaint: Returns what is wrong with a home in which the command has ended well; empty if nothing is.
     """
 
     name: str
@@ -72,6 +83,14 @@ class Operation:
     prepare: Callable[[World, Path], None] = nothing
     whole: Callable[[State, State, State], bool] = is_one_of
     once: str = "exists already"
+    needs: str = ""
+    share: float = 1.0
+    complaint: Callable[[Path], str] = lambda home: ""
+
+    @property
+    def missing(self) -> str:
+        """What is not installed that it needs; empty if all is."""
+        return self.needs if self.needs and importlib.util.find_spec(self.needs) is None else ""
 
     def command(self, home: Path) -> list[str]:
         return [word.format(home=home.name) for word in self.words]
@@ -97,6 +116,29 @@ def published(world: World, home: Path) -> State:
     assert len(world.hub.commits(name)) <= 2, "it was committed more than once"
     names = [path for path in commit.files if path != ".gitattributes"]
     return {path: world.hub.file(name, path).replace(home.name.encode(), b"home") for path in names}
+
+
+def indexed(world: World, home: Path) -> State:
+    """Return the rows of an index that count, by key, without the time at which they were written."""
+    from hub_merge.zoo.entries import schema
+    from hub_merge.zoo.index import MARK_FILE, Index
+
+    if not (home / "out" / MARK_FILE).is_file():
+        return {}
+    try:
+        table = Index(home / "out").table([name for name in schema().names if name != "indexed_at"])
+    except HubMergeError as error:
+        return {"index": str(error).encode()}
+    return {row["key"]: repr(sorted(row.items())).encode() for row in table.to_pylist()}
+
+
+def has_rows_twice(home: Path) -> str:
+    """Return how many rows of an index are there in vain; empty if none is."""
+    from hub_merge.zoo.index import Index
+
+    index = Index(home / "out")
+    more = index.rows - len(index.known())
+    return f"{more} rows of the index are there twice" if more else ""
 
 
 def merged(world: World, home: Path) -> None:
@@ -129,6 +171,13 @@ def made(world: World, home: Path, *words: str) -> None:
     assert done.code == 0, done.err
 
 
+def begun(world: World, home: Path) -> None:
+    """Put an index in the home that has one of the adapters."""
+    made(world, home, *BUILD, "--limit", "1", "--workers", "1")
+
+
+BUILD = ["zoo", "build", BASE, "--index", "out"]
+
 OPERATIONS = (
     Operation("pull", ["score", MATH, MEDICINE], cached, whole=has_whole_files),
     Operation("merge", ["merge", MATH, MEDICINE, "-o", "out"], of_folder("out")),
@@ -145,7 +194,41 @@ OPERATIONS = (
     Operation("card", ["card", "composite", "--write"], of_folder("composite"), merged_and_edited),
     Operation("push", ["push", "composite", "alice/{home}"], published, merged, whole=is_one_of),
     Operation("fuse", ["fuse", "composite", "-o", "out"], of_folder("out"), merged),
+    Operation(
+        "zoo build",
+        [*BUILD, "--workers", "1"],
+        indexed,
+        whole=loses_no_row,
+        needs="pyarrow",
+        complaint=has_rows_twice,
+    ),
+    Operation(
+        "zoo build that goes on",
+        [*BUILD, "--workers", "1"],
+        indexed,
+        begun,
+        loses_no_row,
+        needs="pyarrow",
+        complaint=has_rows_twice,
+    ),
+    Operation(
+        "zoo build in processes",
+        [*BUILD, "--workers", "2"],
+        indexed,
+        empty,
+        loses_no_row,
+        needs="pyarrow",
+        share=0.2,
+        complaint=has_rows_twice,
+    ),
 )
+
+
+def at_hand(part: str) -> tuple[list[Operation], list[Outcome]]:
+    """Return the operations that can be tried here, and what to tell of the others."""
+    tried = [operation for operation in OPERATIONS if not operation.missing]
+    others = [operation for operation in OPERATIONS if operation.missing]
+    return tried, [Outcome(part, other.name, "", skipped=f"needs {other.missing}") for other in others]
 
 
 def litter(home: Path) -> list[str]:

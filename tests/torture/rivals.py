@@ -5,17 +5,30 @@ A row of ``RIVALRIES`` is a set of commands that start at the same time; to add 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.torture.operations import State, cached, litter, made, nothing, of_folder, published, standing
+from tests.torture.operations import (
+    BUILD,
+    State,
+    begun,
+    cached,
+    indexed,
+    litter,
+    made,
+    nothing,
+    of_folder,
+    published,
+    standing,
+)
 from tests.torture.tally import Outcome
 from tests.torture.world import MATH, MEDICINE, Ended, World, copy
 
 ONE = ["merge", MATH, MEDICINE]
 OTHER = ["merge", MATH, MEDICINE, "--weights", "1,-0.5"]
-TOLD = ("exists already", "meanwhile", "Another run writes")
+TOLD = ("exists already", "meanwhile", "Another run writes", "Another process writes")
 """What the one says that comes too late."""
 
 
@@ -29,6 +42,7 @@ class Rivalry:
         state: What they make.
         prepare: Puts in place what they need.
         all_win: Whether each of them has to succeed.
+        needs: Library that may be missing where only the core is installed.
     """
 
     name: str
@@ -36,6 +50,7 @@ class Rivalry:
     state: Callable[[World, Path], State]
     prepare: Callable[[World, Path], None] = nothing
     all_win: bool = False
+    needs: str = ""
 
 
 def two_composites(world: World, home: Path) -> None:
@@ -82,12 +97,17 @@ RIVALRIES = (
         remains,
         all_win=True,
     ),
+    Rivalry("two builds of one index", [[*BUILD, "--workers", "1"]] * 2, indexed, needs="pyarrow"),
+    Rivalry("four builds that go on with one", [[*BUILD, "--workers", "1"]] * 4, indexed, begun, needs="pyarrow"),
 )
 
 
 def rivalled(world: World, rounds: int) -> Iterator[Outcome]:
     """Let each set of commands run against each other ``rounds`` times."""
     for rivalry in RIVALRIES:
+        if rivalry.needs and importlib.util.find_spec(rivalry.needs) is None:
+            yield Outcome("beside", rivalry.name, "", skipped=f"needs {rivalry.needs}")
+            continue
         prepared = world.home()
         rivalry.prepare(world, prepared)
         different = set(map(tuple, rivalry.commands))

@@ -26,6 +26,7 @@ from huggingface_hub.utils._http import hf_request_event_hook
 import hub_merge.cli.app
 import hub_merge.fusion
 import hub_merge.pipeline
+import hub_merge.zoo.building
 from hub_merge.cli import main as command_line
 
 REQUEST = "torture.request"
@@ -36,7 +37,9 @@ STEPS = {
 """Audited events that change a disk or reach the network, besides files that are opened for writing."""
 WRITING = os.O_WRONLY | os.O_RDWR
 MOST_SECONDS = 120
-assert np and HfApi and hub_merge.fusion and hub_merge.pipeline  # imported before the fork
+assert np and HfApi and hub_merge.fusion and hub_merge.pipeline and hub_merge.zoo  # imported before the fork
+with suppress(ImportError):
+    import pyarrow.parquet  # noqa: F401
 
 
 class Steps:

@@ -26,6 +26,7 @@ MODULES = tuple(f"model.layers.{layer}.self_attn.q_proj" for layer in range(3))
 SHAPE, RANK = (96, 64), 4
 CONFIG, WEIGHTS, CARD = "adapter_config.json", "adapter_model.safetensors", "README.md"
 TERMS = b"---\nlicense: mit\n---\n"
+ADAPTER_TERMS = f"---\nlicense: mit\nbase_model: {BASE}\n---\n".encode()
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def adapter_files(seed: int) -> dict[str, bytes]:
     config = peft_config(
         r=RANK, lora_alpha=8, target_modules=["q_proj"], base_model_name_or_path=BASE, task_type="CAUSAL_LM"
     )
-    return {CONFIG: json.dumps(config).encode(), WEIGHTS: save(tensors), CARD: TERMS}
+    return {CONFIG: json.dumps(config).encode(), WEIGHTS: save(tensors), CARD: ADAPTER_TERMS}
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
