@@ -107,7 +107,7 @@ def merge(
     allow: Sequence[str],
     token: str | None,
 ) -> making.Made:
-    """Return the proved composite of adapters, in a folder of its own."""
+    """Return the proved composite of adapters, in a folder of its own that the caller discards."""
     names = _named(adapters)
     settings = Settings(
         method=method,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +19,7 @@ from hub_merge.recipe import MergeRecord, Recipe
 from hub_merge.sources import open_headers
 from hub_merge.studio.limits import Limits
 from hub_merge.studio.samples import address_of, is_sample, samples
+from hub_merge.workspace import workspace
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
@@ -36,19 +37,19 @@ PICTURE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One merge of one visitor.
+    """One merge of one visitor, in a folder that nobody clears away while this process lives.
 
     Attributes:
-        root: Folder of this merge alone; deleting it leaves nothing.
         folder: The composite.
         archive: The same as one file.
         record: What was done.
+        room: Closing it deletes all of it.
     """
 
-    root: Path
     folder: Path
     archive: Path
     record: MergeRecord
+    room: ExitStack = field(repr=False)
 
     @property
     def weights(self) -> Path:
@@ -72,7 +73,7 @@ class Made:
 
     def discard(self) -> None:
         """Delete it."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        self.room.close()
 
 
 def make(
@@ -94,9 +95,8 @@ def make(
     limits.require_bytes(
         sum(open_headers(address_of(name), hub=hub, tokens=False, download=False).bytes_total for name in references)
     )
-    root = Path(tempfile.mkdtemp(prefix="hub-merge-made-"))
-    try:
-        folder = root / suggested_name(references)
+    with ExitStack() as room:
+        folder = room.enter_context(workspace()) / suggested_name(references)
         record = merge_to_folder(
             _placed(recipe),
             folder,
@@ -105,10 +105,7 @@ def make(
             picture=picture,
             progress=limits.timed(progress),
         )
-        return Made(root, folder, _archived(folder), record)
-    except BaseException:
-        shutil.rmtree(root, ignore_errors=True)
-        raise
+        return Made(folder, _archived(folder), record, room.pop_all())
 
 
 def _placed(recipe: Recipe) -> Recipe:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hub_merge.workspace import workspace
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
@@ -41,11 +42,11 @@ def visiting(token: str | None, *, offline: bool = False) -> Iterator[Hub]:
     """
     from hub_merge.hub import Hub
 
-    with tempfile.TemporaryDirectory(prefix="hub-merge-visit-") as closed:
+    with workspace() as closed:
         yield Hub(
             token=token or False,
             offline=offline,
-            closed_cache_dir=Path(closed),
+            closed_cache_dir=closed,
             progress=False,
             timeout=TIMEOUT,
             patience=PATIENCE,

@@ -14,6 +14,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import gradio as gr
+from gradio.processing_utils import save_file_to_cache
+from gradio.utils import get_upload_folder
 
 from hub_merge.errors import HubMergeError
 from hub_merge.methods import list_methods
@@ -168,7 +170,12 @@ def merge(
     made = api.merge(
         adapters, method, weights, rank or None, options or {}, base_model or None, allow or (), secret(token)
     )
-    return gr.FileData(path=str(made.archive), orig_name=made.archive.name)
+    try:
+        return gr.FileData(
+            path=save_file_to_cache(made.archive, cache_dir=get_upload_folder()), orig_name=made.archive.name
+        )
+    finally:
+        made.discard()
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -129,7 +129,7 @@ def test_an_unexpected_error_tells_a_number_and_no_details(space: Space, arrive:
     visitor = arrive(f"/?a={SAMPLES[0]}&b={SAMPLES[1]}")
     visitor.fits()
     visitor.merge()
-    for place in (space.home / "tmp").glob("hub-merge-made-*/*/hub_merge.json"):
+    for place in (space.home / "tmp").glob(".hub-merge.*/*/hub_merge.json"):
         place.write_bytes(b"\xff")
     visitor.page.click("#publish")
     told = visitor.alert()

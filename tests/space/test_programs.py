@@ -60,12 +60,14 @@ def test_plan_gives_the_ways_to_carry_it_out(client: Any) -> None:
     assert planned["retention_is_exact"]
 
 
-def test_merge_returns_a_proved_zip(client: Any, tmp_path: Path) -> None:
+def test_merge_returns_a_proved_zip_and_leaves_nothing_else(client: Any, space: Space, tmp_path: Path) -> None:
+    before = set((space.home / "tmp").glob(".hub-merge.*"))
     path = client.predict(adapters=PAIR, method="svd", rank=4, api_name="/merge")
     with zipfile.ZipFile(path) as archive:
         archive.extractall(tmp_path)
     record = json.loads((tmp_path / "math-medicine" / "hub_merge.json").read_text())
     assert record["proof"]["passed"] and record["output"]["rank"] == 4
+    assert set((space.home / "tmp").glob(".hub-merge.*")) == before
 
 
 @pytest.mark.parametrize(
