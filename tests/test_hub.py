@@ -13,12 +13,14 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from huggingface_hub import HfApi, ModelInfo, get_session
 from safetensors.numpy import save
 
+from hub_merge.cli import main as command_line
 from hub_merge.errors import (
     AdapterError,
     AdapterFormatError,
@@ -33,6 +35,7 @@ from hub_merge.hub import Hub, PinnedRepo, Reference, RemoteFile, parse_referenc
 from hub_merge.hub.failures import redact
 from hub_merge.hub.ranges import fetch_range, read_header
 from hub_merge.hub.repositories import stated_base_models, stated_license
+from hub_merge.patience import BOUNDS
 from tests.hub_double import HubDouble
 
 ROOT = Path(__file__).parents[1]
@@ -817,6 +820,21 @@ def test_offline_nothing_is_asked_and_what_is_missing_is_told(hub_lfs: HubDouble
 def test_the_environment_can_switch_the_network_off() -> None:
     program = "from hub_merge.hub import Hub; print(Hub().offline)"
     assert run(program, HF_HUB_OFFLINE="1").stdout == "True\n"
+
+
+def test_hf_xet_is_about_as_patient_as_the_rest_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = pytest.importorskip("hf_xet").XetConfig
+    others = {name: value for name, value in os.environ.items() if name not in BOUNDS}
+    monkeypatch.setattr("sys.argv", ["hub-merge", "--version"])
+    with patch.dict(os.environ, {**others, "HF_XET_CLIENT_CONNECT_TIMEOUT": "33s"}, clear=True):
+        with pytest.raises(SystemExit):
+            command_line()
+        found = config()
+    seconds = {name: found.get(f"client.{name}").total_seconds() for name in ("retry_max_duration", "connect_timeout")}
+    assert (found.get("client.retry_max_attempts"), seconds["retry_max_duration"]) == (4, 20)
+    assert seconds["connect_timeout"] == 33
 
 
 def test_importing_the_module_does_not_import_huggingface_hub() -> None:

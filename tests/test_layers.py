@@ -17,7 +17,7 @@ PACKAGE = Path(hub_merge.__file__).parent
 LAYERS = """
 errors layout privacy
 measurements
-bases budgets choice findings frontmatter ranks weights
+bases budgets choice findings frontmatter patience ranks weights
 adapter recipe parallel workspace
 gram
 clustering elementwise lowrank spectra formats hub staging

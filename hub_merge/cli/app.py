@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from hub_merge.cli.framework import Group, run_cli
+from hub_merge.patience import bound_transfers
 
 __all__ = ["cli", "main"]
 
@@ -40,4 +41,5 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line."""
+    bound_transfers()
     run_cli(cli)

@@ -42,7 +42,7 @@ def load_page() -> ModuleType:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     if importlib.util.find_spec("gradio") is None:
         raise HubMergeError("The page needs gradio.", remedy="pip install 'hub-merge[space]'")
-    if "GRADIO_TEMP_DIR" not in os.environ:
+    if not os.environ.get("GRADIO_TEMP_DIR"):
         os.environ["GRADIO_TEMP_DIR"] = str(_room_for_downloads() / "gradio")
     spec = importlib.util.spec_from_file_location(MODULE, page_file())
     if spec is None or spec.loader is None:

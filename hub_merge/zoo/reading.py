@@ -29,7 +29,16 @@ __all__ = ["Access", "Missed", "Task", "base_of", "key_of", "local_entry", "read
 Follow = Callable[[str], str | None]
 
 MOST_REASON = 300
-TROUBLE_HERE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EMFILE, errno.ENFILE, errno.EIO}
+TROUBLE_HERE = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.EIO,
+}
 """What the system says where this machine, and no adapter, is the trouble."""
 
 
@@ -118,7 +127,9 @@ def read(task: Task, gate: Gate | None = None) -> Entry | Missed:
         except (HubUnavailable, DamagedDownload) as error:
             return Missed(task, one_line(str(error)))
         except Exception as error:
-            problem = error.problem if isinstance(error, HubMergeError) else f"Unexpected {type(error).__name__}: {error}"
+            problem = (
+                error.problem if isinstance(error, HubMergeError) else f"Unexpected {type(error).__name__}: {error}"
+            )
             if _is_trouble_here(error):
                 return Missed(task, one_line(problem), here=True)
             return replace(known, reason=one_line(problem)[:MOST_REASON])

@@ -19,6 +19,7 @@ from gradio.utils import get_upload_folder
 
 from hub_merge.errors import HubMergeError
 from hub_merge.methods import list_methods
+from hub_merge.patience import bound_transfers
 from hub_merge.studio import api, assets, catalog, looking, making, samples
 from hub_merge.studio.controls import Control, Settings, controls_of, recipe_of, settings_of
 from hub_merge.studio.failures import failure_of
@@ -28,6 +29,7 @@ from hub_merge.studio.sessions import address, own_token, signs_in
 from hub_merge.studio.views import charts, judgement, lists, outcome, texts
 from hub_merge.studio.visits import tidy_up, visiting
 
+bound_transfers()
 LIMITS = limits()
 METHODS = list_methods()
 with visiting(None, offline=True) as nobody:

@@ -73,7 +73,7 @@ class Application:
             return
         response.headers.update(fault.headers)
         if fault.loop:
-            response.status_code, response.headers["Location"] = 307, path
+            response.status_code, response.headers["Location"] = 307, f"{path}?{query}" if query else path
         request.status = response.status_code
         await _send(response, fault, send, transport)
 

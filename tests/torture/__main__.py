@@ -9,7 +9,7 @@ import argparse
 import multiprocessing
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 
 from tests.torture.parts import NETWORKS, PARTS, run
 from tests.torture.tally import Outcome, table
@@ -30,14 +30,25 @@ def main() -> int:
     outcomes: list[Outcome] = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(jobs), mp_context=context, max_tasks_per_child=1) as pool:
-        for done in as_completed(pool.submit(run, *job) for job in jobs):
-            outcomes += done.result()
-            for outcome in done.result():
+        running = {pool.submit(run, *job): job for job in jobs}
+        for done in as_completed(running):
+            found = result_of(done, running[done])
+            outcomes += found
+            for outcome in found:
                 if outcome.lost:
                     print(f"LOST {outcome.part}, {outcome.subject}, {outcome.fault}: {outcome.lost}", flush=True)
     print(table(outcomes))
     print(f"{time.monotonic() - started:.0f} s")
     return int(any(outcome.lost for outcome in outcomes))
+
+
+def result_of(done: Future[list[Outcome]], job: tuple[str, str, int, int]) -> list[Outcome]:
+    """Return what a part has found; one that broke down is lost as a whole."""
+    part, store, _, number = job
+    try:
+        return done.result()
+    except Exception as error:
+        return [Outcome(part, "the whole part", f"{store} {number}", f"{type(error).__name__}: {error}")]
 
 
 if __name__ == "__main__":

@@ -6,9 +6,12 @@ is tried. To torture another request or fault, add a row.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,14 +31,20 @@ from hub_merge.hub import Hub, parse_reference
 from hub_merge.pipeline import merge_to_folder, push_folder
 from hub_merge.recipe import Recipe, Source
 from hub_merge.sources import open_adapter, open_headers
+from hub_merge.zoo import reading
+from hub_merge.zoo.building import build
+from hub_merge.zoo.index import MARK_FILE, Index
 from tests.hub_double import HubDouble
 from tests.hub_double.server import Request
 from tests.torture.tally import Outcome
-from tests.torture.world import BASE, MATH, MEDICINE, WEIGHTS, adapter_files, furnish
+from tests.torture.world import BASE, MATH, MEDICINE, WEIGHTS, adapter_files, clean_environment, furnish
 
 TIMEOUT, RETRIES, PATIENCE = 0.8, 1, 6.0
+HURRY: dict[str, Any] = {"timeout": TIMEOUT, "retries": RETRIES, "patience": PATIENCE}
 MOST_SECONDS = 45.0
 """The client of huggingface_hub announces and uploads files six times, with pauses of 23 seconds in all."""
+MOST_SECONDS_OF_XET = 75.0
+"""What ``hub_merge.patience`` leaves to hf_xet, and some seconds for the rest."""
 MOST_REQUESTS = 22
 """The redirects that the HTTP client follows; nothing else comes near it."""
 NUMBERS = itertools.count()
@@ -64,6 +73,15 @@ class Kind:
     @property
     def writes(self) -> bool:
         return self.call is publish
+
+    @property
+    def builds(self) -> bool:
+        return self.call is index
+
+    @property
+    def skipped(self) -> str:
+        """Why it cannot be tried here; empty if it can."""
+        return "needs pyarrow" if self.builds and importlib.util.find_spec("pyarrow") is None else ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +123,23 @@ def publish(hub: Hub, composite: Path, target: str) -> object:
     return push_folder(composite, target, hub=hub, branch="side", tag="v1", collection="Merges")
 
 
+class Hurried(reading.Access):
+    """Access of a build that is as impatient as the other calls."""
+
+    def connect(self, gate: Any = None, cache_dir: Path | None = None) -> Hub:
+        return Hub(token=self.token, endpoint=self.endpoint, cache_dir=cache_dir, gate=gate, **HURRY)
+
+
+def index(hub: Hub, composite: Path, target: str) -> object:
+    access = reading.Access if hub._patience > PATIENCE else Hurried
+    folder = index_of(composite, target)
+    return build(folder, BASE, access=access(endpoint=hub.endpoint, token=hub.api.token), retry=True)
+
+
+def index_of(composite: Path, target: str) -> Path:
+    return composite.with_name(target.rpartition("/")[2])
+
+
 KINDS = (
     Kind("description of a repository", rf"GET /api/models/{MATH}(/revision/\w+)?\?", describe, json=True),
     Kind("list of models", r"GET /api/models\?", search, json=True),
@@ -126,6 +161,12 @@ KINDS = (
     Kind("creation of a tag", r"POST .*/tag/", publish),
     Kind("creation of a collection", r"POST /api/collections$", publish, json=True),
     Kind("entry in a collection", r"POST /api/collections/.*/items", publish, json=True),
+    Kind("zoo: list of models", r"GET /api/models\?", index, "lfs", json=True),
+    Kind("zoo: base model", rf"GET /api/models/{BASE}\?", index, "lfs", json=True),
+    Kind("zoo: description of a repository", rf"GET /api/models/{MATH}/revision", index, "lfs", json=True),
+    Kind("zoo: small file", rf"GET /api/resolve-cache/models/{MATH}.*config", index, "lfs", checked=True),
+    Kind("zoo: large file", r"GET /objects/", index, "lfs", checked=True),
+    Kind("zoo: Xet token to read", r"GET .*/xet-read-token/", index, "xet", json=True),
 )
 
 GONE = (HubUnavailable,)
@@ -164,6 +205,9 @@ def failing(hub: HubDouble, folder: Path, pairs: Sequence[tuple[Kind, Fault, int
     recipe = Recipe("sum", (Source(MATH), Source(MEDICINE)))
     merge_to_folder(recipe, composite, hub=connect(hub, folder / "made", patient=True))
     for kind, fault, times in pairs:
+        if kind.skipped:
+            yield Outcome("network", kind.name, "", skipped=kind.skipped)
+            continue
         trial = Trial(hub, kind, composite, folder / "cache")
         often = "once" if times else "for ever"
         yield Outcome("network", kind.name, f"{fault.name}, {often}", trial.lost(fault, times))
@@ -175,9 +219,30 @@ def pairs(store: str) -> list[tuple[Kind, Fault, int | None]]:
     return [(kind, fault, times) for kind in kinds for fault in FAULTS if fault.only(kind) for times in (None, 1)]
 
 
+def store_away(hub: HubDouble, home: Path) -> Outcome:
+    """Run a command as it is shipped, with a store of Xet where nobody listens: hf_xet itself has to give up."""
+    (home / "tmp").mkdir(parents=True)
+    hub.faults.add(r"GET .*/xet-read-token/", times=None, headers={"X-Xet-Cas-Url": "http://127.0.0.1:9"})
+    variables = {**clean_environment(), **hub.environment(home), "TMPDIR": str(home / "tmp")}
+    words = [sys.executable, "-m", "hub_merge", "score", MATH, MEDICINE]
+    try:
+        done = subprocess.run(words, env=variables, capture_output=True, text=True, timeout=MOST_SECONDS_OF_XET)
+        lost = "" if done.returncode == 1 and "Try" in done.stderr else f"{done.returncode}: {done.stderr.strip()}"
+    except subprocess.TimeoutExpired as error:
+        lost = str(error)
+    hub.faults.clear()
+    return Outcome("network", "Xet store, as shipped", "nobody listens", lost or wrong_files(home / "hf" / "hub"))
+
+
 def connect(hub: HubDouble, cache: Path, *, patient: bool = False) -> Hub:
-    limits: dict[str, Any] = {} if patient else {"timeout": TIMEOUT, "retries": RETRIES, "patience": PATIENCE}
-    return Hub(token=hub.token("alice"), endpoint=hub.endpoint, cache_dir=cache, **limits)
+    return Hub(token=hub.token("alice"), endpoint=hub.endpoint, cache_dir=cache, **({} if patient else HURRY))
+
+
+def wrong_files(cache: Path) -> str:
+    """Return which files of the cache are not those of the repository."""
+    truth = adapter_files(1)
+    found = {path: path.read_bytes() for path in cache.glob("*math/snapshots/*/*")}
+    return ", ".join(f"{path.name} is in the cache, but wrong" for path in found if truth[path.name] != found[path])
 
 
 class Trial:
@@ -191,6 +256,7 @@ class Trial:
         if not hub.xet:
             hub.forget((composite / WEIGHTS).read_bytes())
         _xet.XET_CONNECTION_INFO_CACHE.clear()
+        reading._lookups.cache_clear()
 
     def lost(self, fault: Fault, times: int | None) -> str:
         """Return what was lost to the fault; empty if nothing was."""
@@ -204,9 +270,15 @@ class Trial:
             return "the request was not made"
         if seconds > MOST_SECONDS:
             return f"it took {seconds:.0f} s"
-        if len(asked) > MOST_REQUESTS:
+        if len(asked) > MOST_REQUESTS * (2 if self.kind.builds else 1):  # a build goes on to the other adapter
             return f"it was asked {len(asked)} times"
-        return self.misjudged(fault, times, error) or self.wrong_files() or self.half_published() or self.afterwards()
+        return (
+            self.misjudged(fault, times, error)
+            or self.wrong_files()
+            or self.half_published()
+            or self.wrongly_indexed(fault, times, error)
+            or self.afterwards()
+        )
 
     def error(self, *, patient: bool = False) -> Exception | None:
         try:
@@ -230,10 +302,7 @@ class Trial:
         return ""
 
     def wrong_files(self) -> str:
-        """Return which files of the cache are not those of the repository."""
-        truth = adapter_files(1)
-        found = {path: path.read_bytes() for path in self.cache.glob("*math/snapshots/*/*")}
-        return ", ".join(f"{path.name} is in the cache, but wrong" for path in found if truth[path.name] != found[path])
+        return wrong_files(self.cache)
 
     def half_published(self) -> str:
         """Return what is wrong with what is published."""
@@ -247,10 +316,31 @@ class Trial:
             return "a part of the composite is published"
         return "it was committed twice" if sum(map(bool, written.values())) > 1 else ""
 
+    def wrongly_indexed(self, fault: Fault, times: int | None, error: Exception | None) -> str:
+        """Return what is wrong with the index: an adapter that is blamed for the network, or was not asked for again."""
+        if not self.kind.builds:
+            return ""
+        known = self.index()
+        blamed = [f"{key}: {entry['reason']}" for key, entry in known.items() if entry["reason"]]
+        if blamed and AdapterNotFound not in fault.errors:
+            return f"blamed for the network: {', '.join(blamed)}"
+        if error is None and times == 1 and fault.passes and known.keys() != {MATH, MEDICINE}:
+            return "it was not tried again"
+        return ""
+
+    def index(self) -> dict[str, dict[str, Any]]:
+        """Return what the index holds, by adapter."""
+        folder = index_of(self.composite, self.target)
+        return Index(folder).known() if (folder / MARK_FILE).is_file() else {}
+
     def afterwards(self) -> str:
         """Return why it does not work after the fault."""
         error = self.error(patient=True)
-        return f"afterwards: {type(error).__name__}: {error}" if error else self.wrong_files() or self.half_published()
+        if error:
+            return f"afterwards: {type(error).__name__}: {error}"
+        if self.kind.builds and {key for key, entry in self.index().items() if not entry["reason"]} != {MATH, MEDICINE}:
+            return "afterwards: the index is not whole"
+        return self.wrong_files() or self.half_published()
 
 
 def line_of(request: Request) -> str:

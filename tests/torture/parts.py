@@ -49,7 +49,15 @@ def network(folder: Path, seed: int, number: int) -> Iterable[Outcome]:
     store = os.environ["TORTURE_STORE"]
     with HubDouble(xet=store == "xet", page_size=3) as hub:
         yield from network.failing(hub, folder, network.pairs(store)[number::NETWORKS])
+        if store == "xet" and number == 0:
+            yield network.store_away(hub, folder / "home")
         assert not hub.crashes and not hub.leaked_tokens
+
+
+def space(folder: Path, seed: int, _: int) -> Iterable[Outcome]:
+    from tests.torture import space
+
+    yield from space.visited(folder, 24, 3, 6, seed)
 
 
 PARTS: dict[str, Part] = {
@@ -57,6 +65,7 @@ PARTS: dict[str, Part] = {
     "disk": full_disks,
     "beside": rivals,
     "soak": soaked,
+    "space": space,
     "network": network,
 }
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
 
 import pytest
 
+from hub_merge import Adapter, merge
 from hub_merge.methods import list_methods
 from tests.hub_double import HubDouble
-from tests.torture import kills, network, rivals, soak
+from tests.torture import kills, network, rivals, soak, space
+from tests.torture.operations import RECORD
 from tests.torture.tally import Outcome, table
 from tests.torture.world import World, opened
 
@@ -63,6 +66,10 @@ def test_a_network_that_fails_is_told_and_costs_nothing_but_time(hub: HubDouble,
     assert_nothing_lost(network.failing(hub, tmp_path, hub_pairs), len(network.FAULTS))
 
 
+def test_visitors_at_once_get_each_their_own_and_a_killed_page_leaves_nothing(tmp_path: Path) -> None:
+    assert_nothing_lost(space.visited(tmp_path, 6, 1, 1, SEED), 3)
+
+
 def test_random_merges_are_what_dense_matrices_give_and_take_no_more_memory(tmp_path: Path) -> None:
     assert_nothing_lost(soak.soaked(tmp_path, 2 * len(soak.METHODS), SEED), 2 * len(soak.METHODS) + 1)
 
@@ -84,6 +91,28 @@ def test_a_loss_is_counted_and_shown() -> None:
         ["soak", "sum", "1", "1", "0"],
         ["all", "3", "2", "1"],
     ]
+
+
+def test_what_was_not_tried_is_told_and_not_counted() -> None:
+    shown = table([Outcome("kill", "zoo build", "", skipped="needs pyarrow"), Outcome("kill", "merge", "a")])
+    assert [line.split() for line in shown.splitlines()[1:]] == [
+        ["kill", "merge", "1", "1", "0"],
+        ["kill", "zoo", "build", "skipped:", "needs", "pyarrow"],
+        ["all", "1", "1", "0"],
+    ]
+
+
+def test_what_another_visitor_asked_for_is_found_out(tmp_path: Path) -> None:
+    with HubDouble(xet=False) as hub:
+        parents = space.written_parents(tmp_path / "parents", hub)
+    mine = space.Wish(space.ADAPTERS[:2], "sum", (1.0, 0.5), None)
+    adapters = [Adapter.from_pretrained(tmp_path / "parents" / str(number)) for number in range(2)]
+    folder = tmp_path / "out"
+    merge(adapters, "sum", weights=[1.0, 0.5]).save_pretrained(folder)
+    (folder / RECORD).write_text('{"proof": {"passed": true}}')
+    assert not mine.wrong(folder, parents)
+    for other in (replace(mine, weights=(0.5, 1.0)), replace(mine, adapters=space.ADAPTERS[1:3])):
+        assert "is off by" in other.wrong(folder, parents)
 
 
 def test_a_wrong_number_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
