@@ -1,7 +1,7 @@
 """How long hf_xet, through which large files go, repeats a request by itself when its store does not answer.
 
-By default that takes minutes, in which nothing can be told. A process of ours, the command line or the page, is about as
-patient with it as with the Hub; whoever uses the package from Python sets these variables, or not.
+By default that takes minutes, in which nothing can be told. A process of ours, the command line or the page, is about
+as patient with it as with the Hub; whoever uses the package from Python sets these variables, or not.
 """
 
 from __future__ import annotations

@@ -127,12 +127,14 @@ def read(task: Task, gate: Gate | None = None) -> Entry | Missed:
         except (HubUnavailable, DamagedDownload) as error:
             return Missed(task, one_line(str(error)))
         except Exception as error:
-            problem = (
-                error.problem if isinstance(error, HubMergeError) else f"Unexpected {type(error).__name__}: {error}"
-            )
+            problem = one_line(_problem(error))
             if _is_trouble_here(error):
-                return Missed(task, one_line(problem), here=True)
-            return replace(known, reason=one_line(problem)[:MOST_REASON])
+                return Missed(task, problem, here=True)
+            return replace(known, reason=problem[:MOST_REASON])
+
+
+def _problem(error: Exception) -> str:
+    return error.problem if isinstance(error, HubMergeError) else f"Unexpected {type(error).__name__}: {error}"
 
 
 def _is_trouble_here(error: BaseException | None) -> bool:

@@ -1,4 +1,4 @@
-"""The page under load: every visitor gets what they asked for and nothing of another's, and a killed page leaves nothing.
+"""The page under load: visitors get what they asked for and nothing of another's, and a killed page leaves nothing.
 
 Visitors are programs that ask for merges at the same time; what they get is read and computed again as in ``soak``.
 """
@@ -110,11 +110,11 @@ def open_page(hub: HubDouble, home: Path) -> Space:
     return serve(hub, home, user=None, GRADIO_TEMP_DIR="", OMP_NUM_THREADS="1", HUB_MERGE_MIN_FREE_DISK="0")
 
 
-def left_behind(space: Space) -> str:
+def left_behind(space: Space, where: str = "") -> str:
     """Return what is left besides the one folder in which a living page keeps what may be downloaded."""
     rooms = list((space.home / "tmp").glob(".hub-merge.*/gradio"))
-    kept = {path for room in rooms for path in (room, room.parent)}
-    left = [name for name in litter(space.home) if space.home / name not in kept and not name.endswith(".incomplete")]
+    kept = {path.relative_to(space.home).as_posix() for room in rooms for path in (room, room.parent)}
+    left = [name for name in litter(space.home) if name.startswith(where) and name not in kept]
     return f"left behind: {', '.join(left)}" if left or len(rooms) > 1 else ""
 
 
@@ -155,12 +155,15 @@ def at_once(
 def killed(space: Space, place: Path, parents: dict[str, Parts], rng: random.Random) -> tuple[str, str, Space]:
     """Kill the page while visitors wait, and open it again; return what happened, what was lost, and the new page."""
     seconds = rng.uniform(0.05, 3)
-    with ThreadPoolExecutor(4) as pool:
-        for number in range(4):
-            pool.submit(visit, space, Wish.random(rng), place / str(number), parents)
+    wishes = [Wish.random(rng) for _ in range(4)]
+    with ThreadPoolExecutor(len(wishes)) as pool:
+        for number, wish in enumerate(wishes):
+            pool.submit(visit, space, wish, place / str(number), parents)
         time.sleep(seconds)
         space.process.kill()
         space.process.wait()
     again = open_page(space.hub, space.home)
-    lost = left_behind(again) or visit(again, Wish.random(rng), place / "again", parents) or left_behind(again)
-    return f"killed after {seconds:.2f} s", lost, again
+    lost = left_behind(again, "tmp/")
+    for number, wish in enumerate(wishes):
+        lost = lost or visit(again, wish, place / f"again{number}", parents)
+    return f"killed after {seconds:.2f} s", lost or left_behind(again), again
