@@ -197,6 +197,29 @@ def test_searches_of_builds_that_began_together_are_all_remembered(tmp_path: Pat
     assert [search["base"] for search in Index(tmp_path / "zoo").searches] == ["acme/one", "acme/other"]
 
 
+@pytest.mark.parametrize("read", [lambda index: index.known().keys(), lambda index: Loaded.read(index)._places.keys()])
+def test_who_reads_while_files_are_put_together_reads_all(hub_lfs: HubDouble, tmp_path: Path, read: Any) -> None:
+    planted = fill(hub_lfs, 4, layers=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Index, "_compact", lambda index, writer: None)
+        for limit in (2, 4):
+            build(tmp_path / "zoo", BASE, access=access(hub_lfs), limit=limit)
+    listed = Index.files
+    assert len(Index(tmp_path / "zoo").files) == 2
+    with pytest.MonkeyPatch.context() as patch:
+
+        def outdated(index: Index) -> list[Path]:
+            files = listed.__get__(index)
+            patch.undo()
+            with Index(tmp_path / "zoo").writing():
+                pass
+            return files
+
+        patch.setattr(Index, "files", property(outdated))
+        assert set(read(Index(tmp_path / "zoo"))) == set(planted.ids)
+    assert len(Index(tmp_path / "zoo").files) == 1
+
+
 def test_local_adapters_are_indexed_without_their_path(hub_lfs: HubDouble, tmp_path: Path) -> None:
     folder = tmp_path / "secret-place" / "mine"
     folder.mkdir(parents=True)

@@ -12,10 +12,10 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["DATA", "MARK_FILE", "Index", "Writer"]
 
 Indices = NDArray[np.intp]
+Read = TypeVar("Read")
 
 MARK_FILE = "zoo.json"
 """By which a folder or repository is known to be an index: its version, and the searches that fill it."""
@@ -97,7 +98,17 @@ class Index:
         """Rows of all files, those that others took the place of too."""
         import pyarrow.parquet as pq
 
-        return sum(_rows(pq, path) for path in self.files)
+        return self.reading(lambda files: sum(_rows(pq, path) for path in files))
+
+    def reading(self, read: Callable[[Sequence[Path]], Read]) -> Read:
+        """Return what ``read`` returns of the Parquet files; again if another process put files together meanwhile."""
+        while True:
+            files = self.files
+            try:
+                return read(files)
+            except FileNotFoundError:
+                if self.files == files:
+                    raise
 
     @property
     def searches(self) -> list[dict[str, Any]]:
@@ -120,7 +131,7 @@ class Index:
         pa = arrow()
         wanted = [name for name in schema().names if name not in VECTORS] if columns is None else list(columns)
         read = list(dict.fromkeys([*wanted, "key", "indexed_at"]))
-        tables = [_read(pq, path, read) for path in self.files]
+        tables = self.reading(lambda files: [_read(pq, path, read) for path in files])
         if not tables:
             return pa.table({field.name: pa.array([], field.type) for field in schema() if field.name in wanted})
         table = pa.concat_tables(tables)
@@ -130,7 +141,9 @@ class Index:
         """Return what is indexed under ``key``, with its sketches."""
         import pyarrow.parquet as pq
 
-        rows = [row for path in self.files for row in pq.read_table(path, filters=[("key", "=", key)]).to_pylist()]
+        wanted = [("key", "=", key)]
+        tables = self.reading(lambda files: [pq.read_table(path, filters=wanted) for path in files])
+        rows = [row for table in tables for row in table.to_pylist()]
         return entry_of(max(rows, key=lambda row: row["indexed_at"])) if rows else None
 
     @contextmanager
@@ -255,6 +268,8 @@ class Writer:
 def _read(pq: Any, path: Path, columns: list[str]) -> pa.Table:
     try:
         return pq.read_table(path, columns=columns)
+    except FileNotFoundError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(
             f"{path.name} of the index cannot be read: {str(error).splitlines()[0]}",

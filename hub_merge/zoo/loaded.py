@@ -6,7 +6,7 @@ that come out on top are judged again by their whole sketches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +49,10 @@ class Loaded:
     @classmethod
     def read(cls, index: Index) -> Loaded:
         """Read an index, a group of rows at a time."""
+        return index.reading(lambda files: cls._read(index, files))
+
+    @classmethod
+    def _read(cls, index: Index, files: Sequence[Path]) -> Loaded:
         import pyarrow.parquet as pq
 
         pa = arrow()
@@ -61,7 +65,7 @@ class Loaded:
         }
         sketches, starts = np.zeros((len(rows), SIZE), "<f2"), np.zeros((len(rows), START_SIZE), "<f2")
         coarse = np.zeros((len(rows), COARSE), np.float32)
-        for path in index.files:
+        for path in files:
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
                     batch = file.read_row_group(group, columns=["key", "indexed_at", "sketch", "start"])

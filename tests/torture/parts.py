@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tests.torture.tally import Outcome
 
-NETWORKS = 5
+NETWORKS = 8
 """Processes that fail the network for one way of large files: they mostly wait."""
 
 Part = Callable[[Path, int, int], Iterable[Outcome]]
