@@ -11,7 +11,7 @@ import sys
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 
-from tests.torture.parts import NETWORKS, PARTS, run
+from tests.torture.parts import PARTS, SHARES, run
 from tests.torture.tally import Outcome, table
 
 
@@ -25,7 +25,7 @@ def main() -> int:
         (part, store, asked.seed, number)
         for part in asked.parts or PARTS
         for store in (("lfs", "xet") if part == "network" else ("lfs",))
-        for number in range(NETWORKS if part == "network" else 1)
+        for number in range(SHARES.get(part, 1))
     ]
     outcomes: list[Outcome] = []
     context = multiprocessing.get_context("spawn")

@@ -72,10 +72,13 @@ def described(state: State, before: State, after: State) -> str:
     return ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "nothing"
 
 
-def killed(world: World, rounds: int, seed: int) -> Iterator[Outcome]:
+ALL = slice(None)
+
+
+def killed(world: World, rounds: int, seed: int, which: slice = ALL) -> Iterator[Outcome]:
     """Kill each command at every step in turn, or at ``rounds`` of its steps, and as often at random times between."""
     rng = random.Random(seed)
-    tried, skipped = at_hand("kill")
+    tried, skipped = at_hand("kill", which)
     yield from skipped
     for operation in tried:
         trial = Trial(world, operation)
@@ -95,10 +98,10 @@ def survived(trial: Trial, fault: str, **fate: float | int) -> Outcome:
     return Outcome("kill", trial.operation.name, fault, lost)
 
 
-def full_disks(world: World, rounds: int, seed: int) -> Iterator[Outcome]:
+def full_disks(world: World, rounds: int, seed: int, which: slice = ALL) -> Iterator[Outcome]:
     """Let each command meet a full disk at ``rounds`` places: a small disk if one may be mounted, else a short file."""
     rng = random.Random(seed)
-    tried, skipped = at_hand("full disk")
+    tried, skipped = at_hand("full disk", which)
     yield from skipped
     for operation in tried:
         trial = Trial(world, operation)

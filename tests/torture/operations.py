@@ -230,10 +230,10 @@ OPERATIONS = (
 )
 
 
-def at_hand(part: str) -> tuple[list[Operation], list[Outcome]]:
-    """Return the operations that can be tried here, and what to tell of the others."""
-    tried = [operation for operation in OPERATIONS if not operation.missing]
-    others = [operation for operation in OPERATIONS if operation.missing]
+def at_hand(part: str, which: slice) -> tuple[list[Operation], list[Outcome]]:
+    """Return those of the operations that can be tried here, and what to tell of the others."""
+    tried = [operation for operation in OPERATIONS[which] if not operation.missing]
+    others = [operation for operation in OPERATIONS[which] if operation.missing]
     return tried, [Outcome(part, other.name, "", skipped=f"needs {other.missing}") for other in others]
 
 

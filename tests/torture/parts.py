@@ -9,24 +9,24 @@ from pathlib import Path
 
 from tests.torture.tally import Outcome
 
-NETWORKS = 8
-"""Processes that fail the network for one way of large files: they mostly wait."""
+SHARES = {"network": 8, "kill": 3, "disk": 2}
+"""Processes among which a part is shared out, where that is not one: those of the network mostly wait."""
 
 Part = Callable[[Path, int, int], Iterable[Outcome]]
 
 
-def killed(folder: Path, seed: int, _: int) -> Iterable[Outcome]:
+def killed(folder: Path, seed: int, number: int) -> Iterable[Outcome]:
     from tests.torture import kills, world
 
     with world.opened(folder) as opened:
-        yield from kills.killed(opened, 40, seed)
+        yield from kills.killed(opened, 40, seed, slice(number, None, SHARES["kill"]))
 
 
-def full_disks(folder: Path, seed: int, _: int) -> Iterable[Outcome]:
+def full_disks(folder: Path, seed: int, number: int) -> Iterable[Outcome]:
     from tests.torture import kills, world
 
     with world.opened(folder) as opened:
-        yield from kills.full_disks(opened, 20, seed)
+        yield from kills.full_disks(opened, 20, seed, slice(number, None, SHARES["disk"]))
 
 
 def rivals(folder: Path, seed: int, _: int) -> Iterable[Outcome]:
@@ -48,7 +48,7 @@ def network(folder: Path, seed: int, number: int) -> Iterable[Outcome]:
 
     store = os.environ["TORTURE_STORE"]
     with HubDouble(xet=store == "xet", page_size=3) as hub:
-        yield from network.failing(hub, folder, network.pairs(store)[number::NETWORKS])
+        yield from network.failing(hub, folder, network.pairs(store)[number :: SHARES["network"]])
         if store == "xet" and number == 0:
             yield network.store_away(hub, folder / "home")
         assert not hub.crashes and not hub.leaked_tokens

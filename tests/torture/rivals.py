@@ -98,6 +98,14 @@ RIVALRIES = (
         all_win=True,
     ),
     Rivalry("two builds of one index", [[*BUILD, "--workers", "1"]] * 2, indexed, needs="pyarrow"),
+    Rivalry(
+        "a build beside three who ask",
+        [[*BUILD, "--workers", "1"], *[["zoo", "stats", "--index", "out"]] * 3],
+        indexed,
+        begun,
+        all_win=True,
+        needs="pyarrow",
+    ),
     Rivalry("four builds that go on with one", [[*BUILD, "--workers", "1"]] * 4, indexed, begun, needs="pyarrow"),
 )
 

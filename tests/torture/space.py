@@ -89,7 +89,13 @@ def visit(space: Space, wish: Wish, place: Path, parents: dict[str, Parts]) -> s
         (folder,) = place.iterdir()
         return wish.wrong(folder, parents)
     except Exception as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}{fate(space)}"
+
+
+def fate(space: Space) -> str:
+    """Return how the page ended, if it did, and its last words."""
+    code = space.process.poll()
+    return "" if code is None else f"; the page ended with {code}: {space.log.read_text(errors='replace')[-500:]}"
 
 
 def written_parents(folder: Path, hub: HubDouble) -> dict[str, Parts]:
