@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hub_merge.errors import BudgetExceeded, RecipeError
+from hub_merge.errors import BudgetExceeded, DiskFull, RecipeError
 
 __all__ = ["Budget", "budget"]
 
@@ -46,11 +46,11 @@ class Budget:
         _require(count, self.max_adapters, f"There are {count} adapters", "HUB_MERGE_MAX_ADAPTERS")
 
     def require_disk(self, size: int, folder: Path, subject: str) -> None:
-        """Raise ``BudgetExceeded`` unless ``size`` more bytes fit on the disk of ``folder``, which need not exist."""
+        """Raise ``DiskFull`` unless ``size`` more bytes fit on the disk of ``folder``, which need not exist."""
         place = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
         free = shutil.disk_usage(place).free
         if free - size < self.min_free_disk:
-            raise BudgetExceeded(
+            raise DiskFull(
                 f"{subject} needs {size} bytes; the disk has {free}, of which {self.min_free_disk} stay free.",
                 remedy="Free space, use another disk, or set HUB_MERGE_MIN_FREE_DISK to fewer bytes.",
             )

@@ -10,6 +10,7 @@ HubMergeError                  problem + remedy; the base of all others
 ├── HubUnavailable             the Hub did not answer, or refused for now (time-outs, rate limits, offline)
 ├── IncompatibleAdapters       the adapters do not fit together; carries the whole report
 ├── BudgetExceeded             more rank, bytes, adapters or disk than a limit allows; the remedy says how to raise it
+│   └── DiskFull               the disk of this machine has no room for it
 ├── RecipeError                a recipe, weight, option or reference that cannot be understood
 ├── MergeError                 a merge that cannot be carried out as asked
 │   └── UnknownMethod          no method of that name is registered
@@ -35,6 +36,7 @@ __all__ = [
     "BudgetExceeded",
     "CheckpointError",
     "DamagedDownload",
+    "DiskFull",
     "EvaluationError",
     "HubMergeError",
     "HubUnavailable",
@@ -103,6 +105,10 @@ class IncompatibleAdapters(HubMergeError):
 
 class BudgetExceeded(HubMergeError):
     """More rank, bytes, adapters or disk than a limit allows."""
+
+
+class DiskFull(BudgetExceeded):
+    """The disk of this machine has no room for it."""
 
 
 class RecipeError(HubMergeError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -155,14 +156,18 @@ def test_a_disk_that_is_full_is_no_fault_of_the_adapter(
     fill(hub_lfs, 3, layers=1)
 
     def full(*args: Any, **settings: Any) -> Any:
-        raise OSError(errno.ENOSPC, "No space left on device", "adapter_model.safetensors")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(HfApi, "hf_hub_download", full)
-        with pytest.raises(HubMergeError, match="No space left") as raised:
-            build(tmp_path / "zoo", BASE, access=access(hub_lfs))
-    assert not isinstance(raised.value, HubUnavailable)
-    assert not Index(tmp_path / "zoo").known()
+    for told in ("could not be stored: No space left on device.$", "stay free"):
+        with monkeypatch.context() as patch:
+            if "stored" in told:
+                patch.setattr(HfApi, "hf_hub_download", full)
+            else:
+                patch.setenv("HUB_MERGE_MIN_FREE_DISK", str(10**15))
+            with pytest.raises(HubMergeError) as raised:
+                build(tmp_path / "zoo", BASE, access=access(hub_lfs))
+        assert re.search(told, raised.value.problem) and not isinstance(raised.value, HubUnavailable)
+        assert not Index(tmp_path / "zoo").known()
     assert build(tmp_path / "zoo", BASE, access=access(hub_lfs)) == Built(listed=3, indexed=3)
 
 

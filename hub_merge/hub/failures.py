@@ -99,8 +99,9 @@ def _broken_download(error: OSError, asked: Asked) -> HubMergeError:
         return HubUnavailable(
             f"The download of {asked.subject} is not whole: {_first_line(error)}", remedy="Try again."
         )
+    place = f": {error.filename}" if error.filename else ""
     return AdapterError(
-        f"{asked.subject} could not be stored: {error.strerror}: {error.filename}.",
+        f"{asked.subject} could not be stored: {error.strerror}{place}.",
         remedy="Free space, mend the rights, or set HF_HOME to another folder.",
     )
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
-from hub_merge.errors import DamagedDownload, HubMergeError, HubUnavailable, RecipeError
+from hub_merge.errors import DamagedDownload, DiskFull, HubMergeError, HubUnavailable, RecipeError
 from hub_merge.pipeline import followers
 from hub_merge.privacy import one_line
 from hub_merge.sources import digests, needed_files, open_factors
@@ -140,7 +140,7 @@ def _problem(error: Exception) -> str:
 def _is_trouble_here(error: BaseException | None) -> bool:
     """Whether an error comes from the disk, or another limit, of this machine."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in TROUBLE_HERE:
+        if isinstance(error, DiskFull) or (isinstance(error, OSError) and error.errno in TROUBLE_HERE):
             return True
         error = error.__cause__
     return False

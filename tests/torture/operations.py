@@ -46,7 +46,7 @@ def is_one_of(state: State, before: State, after: State) -> bool:
 
 
 def is_no_mixture(state: State, before: State, after: State) -> bool:
-    """Old or new, or, while one is exchanged for the other, too little of one of them to be read."""
+    """Old or new, or, in a folder that keeps its place while its content changes, too little of one to be read."""
     part = any(state.items() <= whole.items() for whole in (before, after))
     return is_one_of(state, before, after) or (part and (RECORD not in state or CONFIG not in state))
 
@@ -187,7 +187,13 @@ BUILD = ["zoo", "build", BASE, "--index", "out"]
 OPERATIONS = (
     Operation("pull", ["score", MATH, MEDICINE], cached, whole=has_whole_files),
     Operation("merge", ["merge", MATH, MEDICINE, "-o", "out"], of_folder("out")),
-    Operation("merge into an empty folder", ["merge", MATH, MEDICINE, "-o", "out"], of_folder("out"), empty),
+    Operation(
+        "merge into an empty folder",
+        ["merge", MATH, MEDICINE, "-o", "out"],
+        of_folder("out"),
+        empty,
+        is_no_mixture,
+    ),
     Operation(
         "merge over another",
         ["merge", MATH, MEDICINE, "-o", "out", "--force"],
