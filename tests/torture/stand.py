@@ -6,6 +6,7 @@ same time and prints how each ended.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -15,20 +16,30 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import httpx2
-import numpy as np
-from huggingface_hub import HfApi, constants, set_client_factory
+from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils._http import hf_request_event_hook
 
-import hub_merge.cli.app
-import hub_merge.fusion
-import hub_merge.pipeline
-import hub_merge.zoo.building
+from hub_merge.card.rendering import environment
 from hub_merge.cli import main as command_line
 
+WARM = (
+    *("hub_merge.fusion", "hub_merge.pipeline", "hub_merge.zoo.building", "hub_merge.zoo.statistics"),
+    *(f"hub_merge.cli.commands.{name}" for name in ("find", "merge", "models", "publish", "zoo")),
+    *(f"hub_merge.cli.show.{name}" for name in ("merges", "models", "publication", "scores", "zoo")),
+    *("hub_merge.advise", "hub_merge.pipeline.references", "huggingface_hub.hf_api", "huggingface_hub.file_download"),
+    *("encodings.idna", "httpcore2", "jinja2", "numpy.fft", "pandas", "pyarrow.dataset", "pyarrow.pandas_compat"),
+)
+"""What commands import when they need it: imported before the fork, it is there for all, as far as it is installed."""
+for name in WARM:
+    with suppress(ImportError):
+        import_module(name)
+for name in ("card.md.jinja", "licenses.md.jinja"):
+    environment().get_template(name)
 REQUEST = "torture.request"
 STEPS = {
     *("os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.link", "os.symlink", "os.truncate", "os.chmod"),
@@ -37,9 +48,6 @@ STEPS = {
 """Audited events that change a disk or reach the network, besides files that are opened for writing."""
 WRITING = os.O_WRONLY | os.O_RDWR
 MOST_SECONDS = 120
-assert np and HfApi and hub_merge.fusion and hub_merge.pipeline and hub_merge.zoo  # imported before the fork
-with suppress(ImportError):
-    import pyarrow.parquet  # noqa: F401
 
 
 class Steps:
@@ -72,7 +80,7 @@ class Client(httpx2.Client):
 
 
 def client() -> Client:
-    return Client(event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None)
+    return Client(verify=False, event_hooks={"request": [hf_request_event_hook]}, follow_redirects=True, timeout=None)
 
 
 def child(job: dict[str, Any], said: Path) -> None:
@@ -139,6 +147,7 @@ def ended(pid: int, said: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    gc.freeze()
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
 
