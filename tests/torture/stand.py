@@ -24,7 +24,6 @@ import httpx2
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.utils._http import hf_request_event_hook
 
-from hub_merge.card.rendering import environment
 from hub_merge.cli import main as command_line
 
 WARM = (
@@ -35,11 +34,6 @@ WARM = (
     *("encodings.idna", "httpcore2", "jinja2", "numpy.fft", "pandas", "pyarrow.dataset", "pyarrow.pandas_compat"),
 )
 """What commands import when they need it: imported before the fork, it is there for all, as far as it is installed."""
-for name in WARM:
-    with suppress(ImportError):
-        import_module(name)
-for name in ("card.md.jinja", "licenses.md.jinja"):
-    environment().get_template(name)
 REQUEST = "torture.request"
 STEPS = {
     *("os.mkdir", "os.rename", "os.rmdir", "os.remove", "os.link", "os.symlink", "os.truncate", "os.chmod"),
@@ -146,8 +140,20 @@ def ended(pid: int, said: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def warm_up() -> None:
+    """Do what takes long and is alike in each fork; processes that a fork starts need none of it."""
+    for name in WARM:
+        with suppress(ImportError):
+            import_module(name)
+    from hub_merge.card.rendering import environment
+
+    for name in ("card.md.jinja", "licenses.md.jinja"):
+        environment().get_template(name)
     gc.freeze()
+
+
+def main() -> None:
+    warm_up()
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
 
