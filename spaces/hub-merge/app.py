@@ -660,21 +660,26 @@ demo.queue(default_concurrency_limit=4, max_size=60)
 
 def launch(port: int | None = None, *, open_browser: bool = False) -> None:
     """Serve the page until the process is stopped; outside a Space on this machine only."""
-    demo.launch(
-        server_name=address(),
-        share=False,
-        server_port=port,
-        inbrowser=open_browser,
-        theme=THEME,
-        head=assets.STYLE,
-        footer_links=["api"],
-        run_history=False,
-        quiet=True,
-        ssr_mode=False,
-        max_file_size="1mb",
-        mcp_server=importlib.util.find_spec("mcp") is not None,
-        favicon_path=str(icon) if (icon := Path(__file__).with_name("icon.svg")).is_file() else None,
-    )
+    try:
+        demo.launch(
+            server_name=address(),
+            share=False,
+            server_port=port,
+            inbrowser=open_browser,
+            theme=THEME,
+            head=assets.STYLE,
+            footer_links=["api"],
+            run_history=False,
+            quiet=True,
+            ssr_mode=False,
+            max_file_size="1mb",
+            mcp_server=importlib.util.find_spec("mcp") is not None,
+            favicon_path=str(icon) if (icon := Path(__file__).with_name("icon.svg")).is_file() else None,
+        )
+    except ValueError:  # Gradio gives up a page that does not answer itself in three seconds, as on a busy machine
+        if not demo.is_running:
+            raise
+        demo.block_thread()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from hub_merge.studio.page import load_page
+from tests.space.conftest import need
 from tests.space.serving import BASE, Space
 from tests.space.visitors import SAMPLES
 
@@ -123,6 +129,30 @@ def test_a_name_that_is_taken_is_not_overwritten(space: Space, arrive: Any) -> N
     visitor.page.click("#publish")
     assert "dave/medicine-lora" in visitor.alert()
     assert len(space.hub.commits("dave/medicine-lora")) == 2
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_a_page_that_is_slow_to_answer_itself_is_served_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, running: bool
+) -> None:
+    need("gradio")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    page = load_page()
+    served: list[str] = []
+
+    class Slow:
+        is_running = running
+
+        def launch(self, **settings: Any) -> None:
+            raise ValueError("When localhost is not accessible, a shareable link must be created.")
+
+        def block_thread(self) -> None:
+            served.append("to the end")
+
+    monkeypatch.setattr(page, "demo", Slow())
+    with nullcontext() if running else pytest.raises(ValueError, match="localhost"):
+        page.launch()
+    assert served == ["to the end"] * running
 
 
 def test_an_unexpected_error_tells_a_number_and_no_details(space: Space, arrive: Any) -> None:

@@ -230,7 +230,7 @@ OPERATIONS = (
         empty,
         loses_no_row,
         needs="pyarrow",
-        share=0.2,
+        share=0.1,
         complaint=has_rows_twice,
     ),
 )

@@ -57,7 +57,7 @@ def network(folder: Path, seed: int, number: int) -> Iterable[Outcome]:
 def space(folder: Path, seed: int, _: int) -> Iterable[Outcome]:
     from tests.torture import space
 
-    yield from space.visited(folder, 24, 3, 6, seed)
+    yield from space.visited(folder, 24, 2, 5, seed)
 
 
 PARTS: dict[str, Part] = {

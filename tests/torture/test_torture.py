@@ -30,6 +30,8 @@ def world() -> Iterator[World]:
 
 def assert_nothing_lost(outcomes: Iterable[Outcome], at_least: int) -> None:
     seen = list(outcomes)
+    if all(outcome.skipped for outcome in seen):
+        pytest.skip(seen[0].skipped)
     assert not [outcome for outcome in seen if outcome.lost], table(seen)
     assert len(seen) >= at_least
 
