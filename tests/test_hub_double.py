@@ -1090,3 +1090,12 @@ def test_transformers_and_peft_publish_and_load_the_same_model(hub: HubDouble, t
     run(hub, tmp_path, sys.executable, "-c", script)
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(hub.commits("alice/lora")[0].files)
     assert "model.safetensors" in hub.commits("alice/base")[0].files
+
+
+def test_a_request_whose_sender_is_gone_before_all_of_it_had_come_is_not_answered(hub_lfs: HubDouble) -> None:
+    address = httpx2.URL(hub_lfs.endpoint)
+    with socket.create_connection((address.host, address.port)) as cut:
+        cut.sendall(b"POST /api/repos/create HTTP/1.1\r\nHost: hub\r\nContent-Length: 100\r\n\r\n{")
+    httpx2.get(f"{hub_lfs.endpoint}/api/models")
+    assert [request.path for request in hub_lfs.requests] == ["/api/models"]
+    assert not hub_lfs.crashes

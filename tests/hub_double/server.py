@@ -56,7 +56,10 @@ class Application:
     ) -> None:
         path, query = scope["raw_path"].decode(), scope["query_string"].decode()
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"]}
-        request = Request(scope["method"], path, parse_qs(query, True), headers, await _read_body(receive))
+        body = await _read_body(receive)
+        if body is None:
+            return
+        request = Request(scope["method"], path, parse_qs(query, True), headers, body)
         self.requests.append(request)
         fault = self.faults.take(f"{request.method} {path}{'?' if query else ''}{query}") or Fault("")
         await asyncio.sleep(fault.delay)
@@ -119,10 +122,13 @@ def _call_handler(tables: tuple[Routes, ...], call: Call) -> Response:
     raise HubError(404, "NotFound", f"Sorry, we can't find {call.method} {call.path}")
 
 
-async def _read_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes:
+async def _read_body(receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes | None:
+    """Return the body of a request, ``None`` if its sender was gone before all of it had come."""
     chunks = []
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
         chunks.append(message.get("body", b""))
         if not message.get("more_body"):
             return b"".join(chunks)
