@@ -129,6 +129,8 @@ def request(method, url, **settings):
         text = open(description_file, encoding="utf-8").read()
     elif url.endswith(".git/info/refs"):
         text = "001e# service=git-upload-pack\\n0000" + "COMMIT HEAD\\0"
+    elif url.endswith("/commits/HEAD"):
+        text = "COMMIT"
     else:
         raise OSError(f"404: {url}")
     return types.SimpleNamespace(text=text, content=text.encode(), json=lambda: json.loads(text))
