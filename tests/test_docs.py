@@ -24,6 +24,8 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 RUN_ELSEWHERE = {"README.md": "tests/test_readme.py", "CONTRIBUTING.md": "the Makefile"}
 """Pages whose blocks are run by other tests."""
+NEEDED = {"zoo": "pyarrow"}
+"""Libraries that a guide tells its reader to install."""
 
 
 def kohya_file(path: Path, seed: int) -> None:
@@ -57,6 +59,8 @@ def reader(hub_lfs: HubDouble, tmp_path: Path) -> tuple[Path, dict[str, str]]:
 
 @pytest.mark.parametrize("guide", GUIDES, ids=[path.stem for path in GUIDES])
 def test_every_block_of_a_guide_works_as_written(guide: Path, reader: tuple[Path, dict[str, str]]) -> None:
+    if guide.stem in NEEDED:
+        pytest.importorskip(NEEDED[guide.stem])
     folder, environment = reader
     for number, (language, block) in enumerate(BLOCK.findall(guide.read_text(encoding="utf-8"))):
         script = folder / f"block{number}"
