@@ -4,6 +4,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN = $(VENV)/bin
+OF_EVAL = tests/test_eval_command.py tests/test_evaluate.py tests/test_tune.py tests/test_gguf_format.py tests/test_peft_format.py
 ON_ALL_CORES = --numprocesses auto --dist loadfile
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
@@ -43,7 +44,7 @@ lowest:
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints/lowest.txt --editable '.[plot,space,test,zoo]'
 	$(VENV)-lowest/bin/python -m pytest $(ON_ALL_CORES)
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint constraints/lowest-eval.txt --editable '.[eval]'
-	$(VENV)-lowest/bin/python -m pytest $(ON_ALL_CORES)
+	$(VENV)-lowest/bin/python -m pytest $(ON_ALL_CORES) $(OF_EVAL)
 
 newest:
 	$(PYTHON) -m venv --clear $(VENV)-newest
