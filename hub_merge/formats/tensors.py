@@ -87,8 +87,8 @@ BY_NAME: Mapping[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.va
 FLOATS = ("float64", "float32", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn")
 """Names of the floating dtypes that factors may have, widest range first."""
 
-BFLOAT16_EXPONENT = 0x7F80
-"""All ones in infinity and NaN, and in nothing else."""
+BFLOAT16_INFINITY = 0x7F80
+"""Its bits, the sign apart; those of NaN are a larger number, all others a smaller one."""
 
 WRITABLE = ("float32", "bfloat16", "float16")
 """Dtypes a composite may be written in: what PEFT and the serving engines load."""
@@ -101,8 +101,9 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
 def is_finite(tensor: NDArray[Any]) -> bool:
     """Whether a floating tensor holds neither NaN nor infinity."""
-    if tensor.dtype == ml_dtypes.bfloat16:  # by its exponent: numpy has no fast loop for this dtype
-        return not ((tensor.view(np.uint16) & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT).any()
+    if tensor.dtype == ml_dtypes.bfloat16:  # by its bits: numpy has no fast loop for this dtype
+        positive, negative = tensor.view(np.int16).max(initial=0), tensor.view(np.uint16).max(initial=0)
+        return bool(positive < BFLOAT16_INFINITY and negative < BFLOAT16_INFINITY + 2**15)
     return bool(np.isfinite(tensor).all())
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hub_merge.adapter import LoraFactors
-from hub_merge.gram import best_rank_k, result_dtype, stack
+from hub_merge.adapter import Array, LoraFactors
+from hub_merge.gram import Float64, best_rank_k, result_dtype, stack
 from hub_merge.methods.registry import merge_method
 
 __all__ = ["combination", "concatenated", "weighted_sum"]
@@ -28,11 +28,23 @@ def combination(
     dtypes = {part.A.dtype for part, _ in present}
     shared = dtypes.pop() if len(dtypes) == 1 else result_dtype(parts)
     A = np.concatenate([part.A.astype(shared, copy=False) for part, _ in present], axis=0)
-    B = np.empty((parts[0].shape[0], len(A)), dtype)
-    columns = np.cumsum([0, *(part.rank for part, _ in present)])
-    for (part, number), start, stop in zip(present, columns[:-1], columns[1:], strict=True):
-        np.multiply(part.B, number * part.scaling, out=B[:, start:stop], dtype=np.float64, casting="same_kind")
-    return LoraFactors(A, B)
+    factors = np.repeat([number * part.scaling for part, number in present], [part.rank for part, _ in present])
+    return LoraFactors(A, _scaled([part.B for part, _ in present], factors, dtype))
+
+
+def _scaled(columns: Sequence[Array], factors: Float64, dtype: type[np.floating[Any]]) -> Array:
+    """Return the columns side by side, each times its factor, computed as in float64 and rounded once to ``dtype``.
+
+    float64 holds every product of float32 numbers; where all are, float32 therefore rounds the products just so.
+    """
+    B: Array = np.concatenate(columns, axis=1, dtype=dtype, casting="same_kind")
+    if dtype == np.float64 or (factors == factors.astype(np.float32)).all():
+        B *= factors.astype(dtype)
+        return B
+    starts = np.cumsum([0, *(part.shape[1] for part in columns)])
+    for part, start, stop in zip(columns, starts[:-1], starts[1:], strict=True):
+        np.multiply(part, factors[start:stop], out=B[:, start:stop], dtype=np.float64, casting="same_kind")
+    return B
 
 
 def concatenated(parts: Sequence[LoraFactors], coefficients: Sequence[float]) -> LoraFactors:
