@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,11 +42,14 @@ __all__ = [
 Float64 = NDArray[np.float64]
 Wide = type[np.floating[Any]]
 
-BLOCK = 2048
-"""Features of a factor that are widened to float64 at a time."""
-
 FEW = 32
 """Vectors; of fewer, numpy's product of a matrix and its own transpose takes longer than that of two matrices."""
+
+BLOCK = 2**17
+"""Numbers of a factor that are widened to float64 at a time."""
+
+SHORT = 2048
+"""Features of few vectors that are, so that they stay in the processor's cache."""
 
 APART = 0.1
 """Unit vectors that each keep more than this length beside those before them are well apart: factored by Cholesky's
@@ -63,10 +65,14 @@ NULL = 1e-14
 class Parts(tuple[LoraFactors, ...]):
     """The factors of one module, whose Gram matrices are formed once, at first need, for all who ask for them."""
 
-    @cached_property
+    _pieces: Pieces | None = None
+
+    @property
     def pieces(self) -> Pieces:
-        """The factors side by side."""
-        return _side_by_side(self)
+        """The factors side by side. (A ``cached_property`` of Python 3.11 works for one thread at a time.)"""
+        if self._pieces is None:
+            self._pieces = _side_by_side(self)
+        return self._pieces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -155,18 +161,20 @@ def row_products(X: Array, Y: Array, wide: Wide = np.float64) -> Float64:
     The product of a block is formed in ``wide``; the blocks are added in float64.
     """
     products, once = np.zeros((len(X), len(Y))), X is Y and len(X) >= FEW
-    for start in range(0, X.shape[1], BLOCK):
-        block = X[:, start : start + BLOCK].astype(wide, copy=False)
-        products += block @ (block if once else Y[:, start : start + BLOCK].astype(wide, copy=False)).T
+    width = BLOCK // len(X) if once else SHORT
+    for start in range(0, X.shape[1], width):
+        block = X[:, start : start + width].astype(wide, copy=False)
+        products += block @ (block if once else Y[:, start : start + width].astype(wide, copy=False)).T
     return products
 
 
 def column_products(X: Array, Y: Array, wide: Wide = np.float64) -> Float64:
     """Return ``X.T @ Y`` in float64, a block at a time; see ``row_products``."""
     products, once = np.zeros((X.shape[1], Y.shape[1])), X is Y and X.shape[1] >= FEW
-    for start in range(0, len(X), BLOCK):
-        block = X[start : start + BLOCK].astype(wide, copy=False)
-        products += block.T @ (block if once else Y[start : start + BLOCK].astype(wide, copy=False))
+    height = BLOCK // X.shape[1] if once else SHORT
+    for start in range(0, len(X), height):
+        block = X[start : start + height].astype(wide, copy=False)
+        products += block.T @ (block if once else Y[start : start + height].astype(wide, copy=False))
     return products
 
 

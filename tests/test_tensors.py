@@ -26,6 +26,7 @@ from hub_merge.formats.tensors import (
     SafetensorsStore,
     TensorInfo,
     dtype_named,
+    is_finite,
     parse_header,
     safetensors_writer,
     widest,
@@ -379,3 +380,10 @@ def test_the_widest_dtype_holds_every_source(names: list[str], wanted: str) -> N
     written, exact = dtype_named(wanted), [name for name in names if name != "float64"]
     assert all(ml_dtypes.finfo(dtype_named(name)).nmant <= ml_dtypes.finfo(written).nmant for name in exact)
     assert all(float(ml_dtypes.finfo(dtype_named(name)).max) <= float(ml_dtypes.finfo(written).max) for name in exact)
+
+
+def test_every_bfloat16_is_known_to_be_finite_or_not() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    for number, finite in zip(every, np.isfinite(every.astype(np.float32)), strict=True):
+        assert is_finite(np.array([1.0, number, -1.0], ml_dtypes.bfloat16)) == finite
+    assert is_finite(np.zeros((0, 3), ml_dtypes.bfloat16))
