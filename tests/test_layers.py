@@ -15,7 +15,7 @@ import hub_merge
 PACKAGE = Path(hub_merge.__file__).parent
 
 LAYERS = """
-errors layout privacy
+errors forking layout privacy
 measurements
 bases budgets choice findings frontmatter ranks weights
 adapter recipe parallel workspace

@@ -86,16 +86,19 @@ def write_factors(
         spec = adapter.modules[modules[0]]
         infos[unit] = layout.infos(replace(spec, name=unit), (rank or spec.rank) * len(modules), dtype)
 
-    def prepare(unit: str) -> tuple[str, list[Tensor]]:
+    def write(unit: str) -> str:
         factors = [_prepared(module, adapter, rank or adapter.modules[module].rank, dtype) for module in units[unit]]
-        return unit, layout.tensors(*(layout.join(factors) if layout.join and len(factors) > 1 else factors[0]))
+        tensors = layout.tensors(*(layout.join(factors) if layout.join and len(factors) > 1 else factors[0]))
+        for (key, (_, shape)), tensor in zip(infos[unit].items(), tensors, strict=True):
+            writer.write(key, tensor.reshape(shape))
+        return unit
 
     flat = {key: info for tensors in infos.values() for key, info in tensors.items()}
     flat |= {key: (adapter.extras[name].dtype, adapter.extras[name].shape) for key, name in extras.items()}
     with safetensors_writer(path, flat, metadata) as writer:
-        for unit, tensors in map_modules(prepare, units):
-            for (key, (_, shape)), tensor in zip(infos[unit].items(), tensors, strict=True):
-                writer.write(key, tensor.reshape(shape))
+        for unit in map_modules(write, units, forks=True):
+            for key in infos[unit]:
+                writer.written(key)
             for module in units[unit]:
                 progress(module)
         for key, name in extras.items():
