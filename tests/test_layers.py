@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(hub_merge.__file__).parent
 
 LAYERS = """
-errors layout privacy
+errors forking layout privacy
 measurements
 bases budgets choice findings frontmatter ranks weights
 adapter recipe parallel workspace
