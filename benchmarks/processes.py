@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -25,6 +25,9 @@ OUTPUT = "{output}"
 """Stands in a command for a path that is new in every run."""
 SAMPLING = 0.002
 """Seconds between two looks at the memory of a process."""
+BRIEF = 10.0
+"""Seconds; what takes no longer is run untimed right before each run that counts. It leaves as many pages free as that
+will write: the host of a virtual machine takes unused pages back, and who writes next pays for their return."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class Cost:
     """Of the work itself, start-up apart, as the process tells."""
     work_wall: float | None = None
     private: float | None = None
-    """Memory of its own (anonymous); pages of mapped files, which the system can take back, do not count."""
+    """Memory of its own (anonymous) and of the processes it forks; pages of mapped files, which the system can take
+    back, do not count."""
     resident: float | None = None
 
     def extrapolated(self, times: int) -> Cost:
@@ -75,6 +79,8 @@ def interleaved(commands: Mapping[str, Command], runs: int) -> dict[str, Cost]:
     with tempfile.TemporaryDirectory() as root:
         for turn in range(runs + 1):
             for name, command in commands.items():
+                if turn and seen[name][0].wall <= BRIEF:
+                    _run(command, Path(root) / "output", watched=False)
                 seen[name].append(_run(command, Path(root) / "output", watched=turn == 0))
                 print(f"turn {turn} of {runs}: {name}, {seen[name][-1].wall:.2f} s", file=sys.stderr)
     return {name: _median(costs) for name, costs in seen.items()}
@@ -135,11 +141,18 @@ def _wait(pid: int, watched: bool) -> tuple[int, resource.struct_rusage, dict[st
 
 
 def _memory(pid: int) -> dict[str, float]:
-    """Return the memory of a process that has not been waited for, in MB; nothing where the system does not tell."""
-    status = Path(f"/proc/{pid}/status")
-    lines = dict(line.split(":", 1) for line in status.read_text().splitlines()) if status.exists() else {}
-    fields = {"private": "RssAnon", "resident": "VmHWM"}
-    return {field: int(lines[line].split()[0]) * 1024 / 1e6 for field, line in fields.items() if line in lines}
+    """Return the memory of a process that has not been waited for and of its children, in MB, as far as known."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    family = [pid, *map(int, children.read_text().split())] if children.exists() else [pid]
+    fields = {"private": "RssAnon", "resident": "VmRSS"}
+    peaks: dict[str, float] = {}
+    for member in family:
+        with suppress(OSError):  # a child that has just ended
+            lines = dict(line.split(":", 1) for line in Path(f"/proc/{member}/status").read_text().splitlines())
+            for field, line in fields.items():
+                if line in lines:
+                    peaks[field] = peaks.get(field, 0.0) + int(lines[line].split()[0]) * 1024 / 1e6
+    return peaks
 
 
 def _work(told: IO[str]) -> dict[str, float]:

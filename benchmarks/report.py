@@ -22,9 +22,11 @@ INTRODUCTION = """# Benchmarks
 
 `make bench` measures and writes this page; `python -m benchmarks gpt2` only a part of it. Every row is a process of its
 own with one BLAS thread, held to one core unless it says two, started by turns with the others. Times are medians; the
-first turn warms the page cache, leaves compiled bytecode and is watched for memory instead. Of what takes PEFT long one
-turn counts: its other combinations on GPT-2, `cat` of the 8B, `svd` of one layer; of that of the 8B the first. Adapters
-are random, of the named model's shapes; those of the Llamas have rank 16 on all linear modules, in bfloat16.
+first turn warms the page cache, leaves compiled bytecode and is watched for memory instead, and what takes at most ten
+seconds is run untimed right before each timed run, for a virtual machine makes the first writer pay for pages that it
+had taken back. Of what takes PEFT long one turn counts: its other combinations on GPT-2, `cat` of the 8B, `svd` of one
+layer; of that of the 8B the first. Adapters are random, of the named model's shapes; those of the Llamas have rank 16
+on all linear modules, in bfloat16.
 
 - **merge**: open, check, read, merge, write, which is what PEFT's rows do too, but for the check. *Work* is reading,
   merging and writing alone.
@@ -33,7 +35,8 @@ are random, of the named model's shapes; those of the Llamas have rank 16 on all
   alone. `svd` is the reduced one (`svd_full_matrices=False`), which is faster than PEFT's default.
 - **copy**: `shutil.copyfile` of the adapters' files.
 - **extrapolated**: measured on a base of one layer, the work added once for each further layer; memory is that of one.
-- **private** is the peak of anonymous memory, **resident** has mapped files too; looked at every 2 ms, in 10^6 bytes.
+- **private** is the peak of anonymous memory, **resident** has mapped files too; looked at every 2 ms, in 10^6 bytes,
+  for a process and those it forks together, what they share counted in each.
 """
 
 CLAIMS_NOTE = """Each figure of a claim has to keep its threshold. Costs of PEFT are set against ours as whole

@@ -286,6 +286,12 @@ class Adapter:
             raise KeyError(module)
         return LoraFactors.empty(shape)
 
+    def rounded(self, module: str, dtype: np.dtype[Any]) -> LoraFactors:
+        """Return the factors of ``module`` as a file holds them: with scaling 1, in ``dtype``."""
+        factors = self.factors(module)
+        B = factors.B if factors.scaling == 1.0 else np.multiply(factors.B, factors.scaling, dtype=np.float64)
+        return LoraFactors(factors.A.astype(dtype, copy=False), B.astype(dtype, copy=False))
+
     def renamed(self, name: str) -> Adapter:
         """Return the same adapter under another name, in its findings too."""
         return replace(self, name=name, findings=tuple(replace(found, adapter=name) for found in self.findings))

@@ -74,26 +74,33 @@ def _seeds(distances: Float64, clusters: int, starts: int, rng: np.random.Genera
     Each next seed is the best of a few points drawn in proportion to their squared distance from those chosen.
     """
     start, candidates = np.arange(starts), 2 + int(math.log(clusters))
-    chosen = rng.integers(len(distances), size=(starts, 1))
+    chosen = np.empty((starts, clusters), np.intp)
+    chosen[:, 0] = rng.integers(len(distances), size=starts)
     nearest = distances[chosen[:, 0]]
-    while chosen.shape[1] < clusters:
-        drawn = _draw(nearest, chosen, candidates, rng)
-        closest = np.minimum(nearest[:, None], distances[drawn])
+    for count, levels in enumerate(rng.random((clusters - 1, starts, candidates)), 1):
+        drawn = _drawn(_mass(nearest, chosen[:, :count]), levels)
+        closest = np.minimum(nearest[:, None], distances.take(drawn, axis=0))
         best = closest.sum(axis=2).argmin(axis=1)
-        chosen = np.column_stack([chosen, drawn[start, best]])
+        chosen[:, count] = drawn[start, best]
         nearest = closest[start, best]
     return chosen
 
 
-def _draw(nearest: Float64, chosen: Labels, count: int, rng: np.random.Generator) -> Labels:
-    """Draw points in proportion to ``nearest``; evenly among the rest where only copies of the chosen are left."""
-    mass = np.cumsum(nearest, axis=1)
-    if (mass[:, -1] <= 0).any():
+def _mass(nearest: Float64, chosen: Labels) -> Float64:
+    """Return the running sums of ``nearest``; of ones for all but the chosen where only copies of those are left."""
+    mass: Float64 = nearest.cumsum(axis=1)
+    if not mass[:, -1].all():
         rest = np.ones_like(nearest)
         np.put_along_axis(rest, chosen, 0.0, axis=1)
-        mass = np.where(mass[:, -1:] > 0, mass, np.cumsum(rest, axis=1))
-    levels = rng.random((len(nearest), count)) * mass[:, -1:]
-    drawn: Labels = np.minimum((mass[:, None] <= levels[:, :, None]).sum(axis=2), nearest.shape[1] - 1)
+        mass = np.where(mass[:, -1:] > 0, mass, rest.cumsum(axis=1))
+    return mass
+
+
+def _drawn(mass: Float64, levels: Float64) -> Labels:
+    """Return the first points whose running sum exceeds a share of the whole, ``(starts, candidates)``."""
+    sought = levels * mass[:, -1:]
+    mass[:, -1] = np.inf  # rounding must not leave one without a point
+    drawn: Labels = (mass[:, None] > sought[:, :, None]).argmax(axis=2)
     return drawn
 
 

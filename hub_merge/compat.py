@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -332,11 +333,15 @@ def _serving_findings(adapters: Sequence[Adapter]) -> Iterator[Finding]:
 def _read_values(adapters: Sequence[Adapter]) -> tuple[Mapping[str, ModuleStatistic], ...]:
     """Return norm and spectrum of every module of each adapter; nothing of one whose numbers cannot be read."""
     return tuple(
-        dict(map_modules(lambda name, adapter=adapter: (name, measure(adapter.factors(name))), adapter.modules))  # type: ignore[misc]
+        dict(zip(adapter.modules, map_modules(partial(_statistic, adapter), adapter.modules, forks=True), strict=True))
         if adapter.has_values
         else {}
         for adapter in adapters
     )
+
+
+def _statistic(adapter: Adapter, module: str) -> ModuleStatistic:
+    return measure(adapter.factors(module))
 
 
 def _norm(statistics: Mapping[str, ModuleStatistic]) -> float:

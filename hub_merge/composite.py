@@ -17,6 +17,7 @@ from hub_merge.formats.peft import covered
 from hub_merge.formats.tensors import widest
 from hub_merge.gram import Parts
 from hub_merge.methods import Method
+from hub_merge.methods.sum import combination
 from hub_merge.mixtures import Mixtures
 from hub_merge.ranks import ENERGY, Profile, Rank, ranks_by_module
 from hub_merge.spectra import squares_of_sum
@@ -99,6 +100,14 @@ class Composite(Adapter):
         rng = module_generator(self.seed, module)
         mixture = {} if self.mixtures is None else {"mixture": self.mixtures[module]}
         return self.method.kernel(parts, weights, rank=self.ranks[module], rng=rng, **mixture, **self.options)
+
+    def rounded(self, module: str, dtype: np.dtype[Any]) -> LoraFactors:
+        """Return the factors of ``module`` as a file holds them; of a combination, made in ``dtype``."""
+        parts, weights = self.parts(module)
+        if not self.is_linear or self.modules[module].rank != sum(part.rank for part in parts):
+            return super().rounded(module, dtype)
+        factors = combination(parts, self.coefficients(weights, parts), dtype)
+        return LoraFactors(factors.A.astype(dtype, copy=False), factors.B.astype(dtype, copy=False))
 
 
 def compose(

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ __all__ = [
     "Stack",
     "at_unit_length",
     "best_rank_k",
+    "cholesky_if_apart",
     "column_products",
     "combined_products",
     "cross_products",
@@ -42,12 +42,18 @@ __all__ = [
 Float64 = NDArray[np.float64]
 Wide = type[np.floating[Any]]
 
-BLOCK = 2048
-"""Features of a factor that are widened to float64 at a time."""
+FEW = 32
+"""Vectors; of fewer, numpy's product of a matrix and its own transpose takes longer than that of two matrices."""
+
+BLOCK = 2**17
+"""Numbers of a factor that are widened to float64 at a time."""
+
+SHORT = 2048
+"""Features of few vectors that are, so that they stay in the processor's cache."""
 
 APART = 0.1
-"""Unit vectors that each keep more than this length beside those before them are factored by Cholesky's method, which
-takes a tenth of the time of an eigendecomposition and is then as exact."""
+"""Unit vectors that each keep more than this length beside those before them are well apart: factored by Cholesky's
+method, which takes a tenth of the time of an eigendecomposition and is then as exact."""
 
 SURE = 1e-3
 """Share of its bound below which a squared norm is not left to sums in float32."""
@@ -59,10 +65,14 @@ NULL = 1e-14
 class Parts(tuple[LoraFactors, ...]):
     """The factors of one module, whose Gram matrices are formed once, at first need, for all who ask for them."""
 
-    @cached_property
+    _pieces: Pieces | None = None
+
+    @property
     def pieces(self) -> Pieces:
-        """The factors side by side."""
-        return _side_by_side(self)
+        """The factors side by side. (A ``cached_property`` of Python 3.11 works for one thread at a time.)"""
+        if self._pieces is None:
+            self._pieces = _side_by_side(self)
+        return self._pieces
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,19 +160,21 @@ def row_products(X: Array, Y: Array, wide: Wide = np.float64) -> Float64:
 
     The product of a block is formed in ``wide``; the blocks are added in float64.
     """
-    products = np.zeros((len(X), len(Y)))
-    for start in range(0, X.shape[1], BLOCK):
-        block = X[:, start : start + BLOCK].astype(wide, copy=False)
-        products += block @ (block if X is Y else Y[:, start : start + BLOCK].astype(wide, copy=False)).T
+    products, once = np.zeros((len(X), len(Y))), X is Y and len(X) >= FEW
+    width = BLOCK // len(X) if once else SHORT
+    for start in range(0, X.shape[1], width):
+        block = X[:, start : start + width].astype(wide, copy=False)
+        products += block @ (block if once else Y[:, start : start + width].astype(wide, copy=False)).T
     return products
 
 
 def column_products(X: Array, Y: Array, wide: Wide = np.float64) -> Float64:
     """Return ``X.T @ Y`` in float64, a block at a time; see ``row_products``."""
-    products = np.zeros((X.shape[1], Y.shape[1]))
-    for start in range(0, len(X), BLOCK):
-        block = X[start : start + BLOCK].astype(wide, copy=False)
-        products += block.T @ (block if X is Y else Y[start : start + BLOCK].astype(wide, copy=False))
+    products, once = np.zeros((X.shape[1], Y.shape[1])), X is Y and X.shape[1] >= FEW
+    height = BLOCK // X.shape[1] if once else SHORT
+    for start in range(0, len(X), height):
+        block = X[start : start + height].astype(wide, copy=False)
+        products += block.T @ (block if once else Y[start : start + height].astype(wide, copy=False))
     return products
 
 
@@ -172,6 +184,15 @@ def at_unit_length(products: Float64) -> tuple[Float64, Float64]:
     lengths = np.sqrt(np.diag(products))
     norms = np.where(lengths > 0, lengths, 1.0)
     return norms, products / np.outer(norms, norms)
+
+
+def cholesky_if_apart(gram: Float64) -> Float64 | None:
+    """Return the Cholesky factor of the Gram matrix of unit vectors that are well apart; ``None`` for others."""
+    with suppress(np.linalg.LinAlgError):
+        L = np.linalg.cholesky(gram).astype(np.float64, copy=False)
+        if np.diag(L).min(initial=1.0) > APART:
+            return L
+    return None
 
 
 def inner_products(stacked: Stack, count: int) -> Float64:
@@ -222,10 +243,8 @@ def orthonormal(gram: Float64) -> tuple[Float64, Float64]:
     Returns:
         ``(W, R)`` with ``Q = X @ W``: W is ``(R, n)``, R is ``(n, R)``, n the numerical rank.
     """
-    with suppress(np.linalg.LinAlgError):
-        L = np.linalg.cholesky(gram).astype(np.float64, copy=False)
-        if np.diag(L).min(initial=1.0) > APART:
-            return np.linalg.inv(L).T.astype(np.float64, copy=False), L.T
+    if (L := cholesky_if_apart(gram)) is not None:
+        return np.linalg.inv(L).T.astype(np.float64, copy=False), L.T
     values, vectors = np.linalg.eigh(gram)
     keep = values > NULL * max(values[-1], 0.0) if len(values) else np.zeros(0, bool)
     roots = np.sqrt(values[keep])

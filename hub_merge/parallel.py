@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from hub_merge.forking import can_fork, in_processes
+
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
@@ -40,17 +42,31 @@ def _keep_freed_memory() -> None:
     np.empty(KEPT, np.uint8)
 
 
-def map_modules(work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None) -> Iterator[Result]:
-    """Yield ``work(item)`` for each item, in order, with at most ``2 * workers + 1`` of them begun or waiting.
+def map_modules(
+    work: Callable[[Item], Result], items: Iterable[Item], workers: int | None = None, *, forks: bool = False
+) -> Iterator[Result]:
+    """Yield ``work(item)`` for each item, in order, with few of them begun or waiting.
 
     BLAS is held to one thread meanwhile: matrices of a module are small, and threads inside a product only wait for
     each other. Parallel work over modules pays instead.
+
+    Args:
+        work: Called once for each item.
+        items: What to work on.
+        workers: How many items are worked on at once; ``default_workers`` by default.
+        forks: Whether forked processes may do the work, which wait for each other far less than threads do. What it
+            changes outside of itself must then be files alone, and what it returns small and fit for a pickle.
     """
     workers = workers or default_workers()
     queue = iter(items)
     _keep_freed_memory()
     with threadpool_limits(1, user_api="blas"):
-        yield from map(work, queue) if workers == 1 else _in_threads(work, queue, workers)
+        if workers == 1:
+            yield from map(work, queue)
+        elif forks and can_fork():
+            yield from in_processes(work, list(queue), workers)
+        else:
+            yield from _in_threads(work, queue, workers)
 
 
 def _in_threads(work: Callable[[Item], Result], queue: Iterator[Item], workers: int) -> Iterator[Result]:

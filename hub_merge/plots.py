@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FAINT", "INK", "LINES", "MARKERS", "PALE", "draw_to", "heat_map"]
+__all__ = ["FAINT", "INK", "LINES", "MARKERS", "PALE", "draw_to", "heat_map", "require_drawing"]
 
 METADATA: Mapping[str, Mapping[str, None]] = {
     ".png": {"Software": None},
@@ -67,20 +67,32 @@ def draw_to(path: Path, draw: Callable[[Figure], None]) -> None:
     Raises:
         HubMergeError: matplotlib is not installed, or the suffix is another one.
     """
+    require_drawing(path)
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
     suffix = path.suffix.lower()
-    if suffix not in METADATA:
-        raise HubMergeError(f"Pictures cannot be written as {path.name}.", remedy="End the name in .png, .svg or .pdf.")
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise HubMergeError("Pictures need matplotlib.", remedy="pip install 'hub-merge[plot]'") from error
     picture = BytesIO()
     with ONE_AT_A_TIME, style.context(["default", {"svg.hashsalt": "hub-merge"}]), catch_warnings(action="ignore"):
         figure = Figure(facecolor="white")
         draw(figure)
         figure.savefig(picture, format=suffix[1:], dpi=200, metadata=dict(METADATA[suffix]))
     path.write_bytes(picture.getvalue())
+
+
+def require_drawing(path: Path) -> None:
+    """Find out before long work whether its picture can be drawn.
+
+    Raises:
+        HubMergeError: matplotlib is not installed, or the suffix is another one than those of ``draw_to``.
+    """
+    if path.suffix.lower() not in METADATA:
+        raise HubMergeError(f"Pictures cannot be written as {path.name}.", remedy="End the name in .png, .svg or .pdf.")
+    try:
+        import matplotlib.figure
+        import matplotlib.style  # noqa: F401
+    except ImportError as error:
+        raise HubMergeError("Pictures need matplotlib.", remedy="pip install 'hub-merge[plot]'") from error
 
 
 def _draw(scores: Scores, figure: Figure) -> None:

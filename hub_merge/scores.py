@@ -341,7 +341,11 @@ def score(
         exact_signs: Whether to count conflicts of signs entry by entry, a block of rows at a time; much slower.
     """
     scoring = Scoring(adapters, weights, spectra=spectra, exact_signs=exact_signs)
-    for found in map_modules(lambda name: scoring.measure(name, parents_of(adapters, name)), modules_of(adapters)):
+
+    def measure(module: str) -> ModuleScores:
+        return scoring.measure(module, parents_of(adapters, module))
+
+    for found in map_modules(measure, modules_of(adapters), forks=True):
         scoring.add(found)
     return scoring.result()
 

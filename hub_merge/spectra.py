@@ -208,7 +208,7 @@ def squares_of_sum(
         products = inner_products(stacked, len(parts))
         return module, _sum_directions(stacked, products, np.asarray(coefficients, np.float64))[1]
 
-    return dict(map_modules(squares, modules))
+    return dict(map_modules(squares, modules, forks=True))
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -11,6 +11,7 @@ from hub_merge.adapter import Adapter, LoraFactors, Origin
 from hub_merge.compat import check
 from hub_merge.composite import Composite, compose
 from hub_merge.errors import MergeError
+from hub_merge.formats.tensors import dtype_named
 from hub_merge.methods import get_method
 from hub_merge.weights import Weight
 from tests.helpers import adapter_of, dense_sum, random_factors, relative_error
@@ -82,6 +83,21 @@ def test_all_weights_zero_leave_nothing_to_merge(nothing: Weight, rng: np.random
     with pytest.raises(MergeError, match="Every weight is zero") as refused:
         composed(two(rng), [nothing, nothing])
     assert refused.value.remedy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("weights", [[1.0, 1.0], [0.7, -1 / 3], [0.0, 2.0]])
+@pytest.mark.parametrize(("method", "rank"), [("sum", None), ("mean", None), ("sum", 2), ("svd", 2)])
+def test_what_is_written_is_the_factors_rounded_to_the_dtype(
+    method: str, rank: int | None, weights: list[Weight], dtype: str, rng: np.random.Generator
+) -> None:
+    composite = composed(two(rng), weights, method, rank=rank)
+    for module in composite.modules:
+        factors, written = composite.factors(module), composite.rounded(module, dtype_named(dtype))
+        assert written.scaling == 1.0
+        for got, exact in ((written.A, factors.A), (written.B, factors.B)):
+            assert got.dtype == dtype
+            assert np.array_equal(got, exact.astype(dtype_named(dtype)))
 
 
 def test_parents_of_weight_zero_are_not_even_read(rng: np.random.Generator) -> None:

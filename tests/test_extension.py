@@ -7,15 +7,22 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import hub_merge
 from hub_merge.methods import list_methods
 
 ROOT = Path(__file__).parents[1]
 DESCRIPTION = json.loads((ROOT / "manifest.json").read_text(encoding="utf-8"))["description"]
+PACKAGE = Path(hub_merge.__file__).parent
+WHEEL = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]["targets"][
+    "wheel"
+]
+FORCED: dict[str, str] = WHEEL["force-include"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 KEPT = ("PATH", "SYSTEMROOT", "TMPDIR", "TEMP", "SSL_CERT_FILE")
 
@@ -129,6 +136,8 @@ def request(method, url, **settings):
         text = open(description_file, encoding="utf-8").read()
     elif url.endswith(".git/info/refs"):
         text = "001e# service=git-upload-pack\\n0000" + "COMMIT HEAD\\0"
+    elif url.endswith("/commits/HEAD"):
+        text = "COMMIT"
     else:
         raise OSError(f"404: {url}")
     return types.SimpleNamespace(text=text, content=text.encode(), json=lambda: json.loads(text))
@@ -144,16 +153,41 @@ print("INSTALLED", manifest.executable_path, manifest.commit_sha)
 """
 
 
+def assert_holds_the_package_alone(python: Path) -> None:
+    """Assert that what was installed is the package with its data, the page and the samples, and nothing else."""
+    script = "from importlib.metadata import files; print(*files('hub-merge'), sep='\\n')"
+    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    found = {line for line in done.stdout.splitlines() if not line.endswith(".pyc")}
+    metadata = {name for name in found if ".dist-info/" in name}
+    assert {name.partition("/")[2] for name in metadata} >= {"METADATA", "entry_points.txt", "licenses/LICENSE"}
+    added = {
+        Path(place, *file.relative_to(ROOT / source).parts)
+        for source, place in FORCED.items()
+        for file in ((ROOT / source).rglob("*") if (ROOT / source).is_dir() else [ROOT / source])
+        if file.is_file()
+    }
+    commands = {f"../../../bin/{name}" for name in ("hub-merge", "hf-merge")}
+    expected = {path.as_posix() for path in (*package_files(), *added)}
+    assert "hub_merge/py.typed" in expected
+    assert found - metadata == expected | commands
+
+
 def write_archive(path: Path) -> Path:
     """Write the package as GitHub archives a repository: everything below one folder."""
     names = ["pyproject.toml", "README.md", "LICENSE", "manifest.json"]
-    folders = ("hub_merge", "spaces", "examples/zoo")
-    found = (file for folder in folders for file in (ROOT / folder).rglob("*"))
-    sources = [file for file in found if file.is_file() and "__pycache__" not in file.parts]
+    others = [file for folder in ("spaces", "examples/zoo") for file in (ROOT / folder).rglob("*") if file.is_file()]
+    sources = {file.relative_to(ROOT): file for file in [*(ROOT / name for name in names), *others]}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in [*(ROOT / name for name in names), *sources]:
-            archive.write(file, Path("hf-merge-HEAD") / file.relative_to(ROOT))
+        for name, file in (sources | package_files()).items():
+            archive.write(file, Path("hf-merge-HEAD") / name)
     return path
+
+
+def package_files() -> dict[Path, Path]:
+    """Return the files of the package that is tested by their place in the repository, without what a wheel adds."""
+    found = (file for file in PACKAGE.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+    files = {file.relative_to(PACKAGE.parent): file for file in found}
+    return {name: file for name, file in files.items() if not name.as_posix().startswith(tuple(FORCED.values()))}
 
 
 @pytest.mark.slow
@@ -183,6 +217,7 @@ def test_hfs_own_installer_makes_a_working_extension_of_this_repository(tmp_path
         check=True,
         timeout=120,
     )
+    assert_holds_the_package_alone(Path(executable).parent / "python")
     names = {package["name"].lower() for package in json.loads(installed.stdout)}
     assert "hub-merge" in names or "hub_merge" in names
     assert not names & {"torch", "transformers", "peft", "gradio", "matplotlib"}

@@ -16,6 +16,7 @@ from hub_merge.adapter import LoraFactors
 from hub_merge.clustering import Labels, _distances, _lloyd, kmeans, ward
 from hub_merge.gram import Float64
 from hub_merge.methods import get_method
+from hub_merge.methods.lego import pool_units, scaled_units
 from tests.helpers import Dense, dense_sum, in_basis, random_basis, random_factors, relative_error
 
 SHAPE = (26, 22)
@@ -258,6 +259,31 @@ def test_raw_units_depend_on_how_the_delta_is_written_which_is_why_they_are_not_
         assert relative_error(rewritten.delta(), parts[0].delta()) < 1e-12
         assert relative_error(lego([rewritten, *parts[1:]], rank=3, preset="faithful").delta(), raw) > 0.1
     assert LEGO.parse_options({})["canonicalize"] != "none"
+
+
+def test_units_that_are_well_apart_are_clustered_in_single_precision_and_others_in_double(
+    rng: np.random.Generator,
+) -> None:
+    apart = [random_factors(rng, SHAPE, 3, dtype=np.float32) for _ in range(2)]
+    beside = LoraFactors(apart[0].A * np.float32(1 + 1e-6), apart[0].B, 1.0)
+    for parts, atol in ((apart, 1e-6), ([*apart, beside], 1e-14), ([apart[0], apart[0]], 1e-14)):
+        pool = pool_units(parts, [1.0] * len(parts), "none")
+        units = scaled_units(pool, "none")
+        for gram, exact in (
+            (units.gram_a, pool.A @ pool.A.T.astype(np.float64)),
+            (units.gram_b, pool.B.T @ pool.B.astype(np.float64)),
+        ):
+            assert np.allclose(gram, exact, rtol=atol, atol=atol * exact.max())
+
+
+@pytest.mark.parametrize("exponent", [-80, -30, 30, 80])
+def test_units_of_any_size_are_clustered_alike(exponent: int, rng: np.random.Generator) -> None:
+    parts = [random_factors(rng, SHAPE, 4, dtype=np.float32) for _ in range(3)]
+    size = np.float32(2.0**exponent)
+    sized = [LoraFactors(part.A * size, part.B * size, part.scaling) for part in parts]
+    plain, scaled = lego(parts, rank=4), lego(sized, rank=4)
+    assert np.allclose(scaled.A / size, plain.A, rtol=1e-5, atol=1e-5)
+    assert np.allclose(scaled.B / size, plain.B, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("canonicalize", ["none", "balance"])

@@ -297,7 +297,7 @@ ROUNDING = {"float32": 2**-24, "bfloat16": 2**-8, "float16": 2**-11}
 def test_the_widest_dtype_is_written_unless_another_is_asked_for(
     sources: tuple[Any, Any], asked: str | None, written: str, tmp_path: Path, hub: Hub
 ) -> None:
-    import torch
+    torch = pytest.importorskip("torch")
     from safetensors.torch import load_file, save_file
 
     folders = []

@@ -17,7 +17,7 @@ from hub_merge.plots import heat_map
 from hub_merge.scores import Scores, score
 from tests.helpers import adapter_of, random_factors
 
-pytest.importorskip("matplotlib")
+pytest.importorskip("matplotlib.figure")
 
 LAYERS = [f"model.layers.{layer}.self_attn.{side}_proj" for layer in range(4) for side in "qv"]
 SHAPE = (12, 10)
@@ -59,7 +59,7 @@ def test_any_number_of_adapters_makes_a_wide_picture(adapter: Drawn, tmp_path: P
 
     assert picture.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = size_of(picture)
-    assert width == 1840
+    assert width in {1839, 1840}  # 9.2 inches at 200 dots, which older versions of matplotlib round down
     assert 750 < height < 1300
 
 

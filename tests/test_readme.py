@@ -75,8 +75,9 @@ def test_the_picture_of_the_readme_is_the_one_the_demo_draws(clone: Path) -> Non
     run_shell("hub-merge score examples/zoo/{math,medicine,finance} --plot scores.png", clone, {"HF_HUB_OFFLINE": "1"})
     drawn = matplotlib.image.imread(clone / "scores.png")
     shown = matplotlib.image.imread(ROOT / "docs" / "orthogonality.png")
-    assert drawn.shape == shown.shape
-    assert np.abs(drawn - shown).mean() < 0.02
+    assert np.abs(np.subtract(drawn.shape, shown.shape)).max() <= 1  # older versions of matplotlib round down
+    height, width, _ = np.minimum(drawn.shape, shown.shape)
+    assert np.abs(drawn[:height, :width] - shown[:height, :width]).mean() < 0.02
 
 
 @draws

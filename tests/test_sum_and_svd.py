@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from hub_merge.adapter import LoraFactors
 from hub_merge.methods.mean import mean_coefficients, weighted_mean
-from hub_merge.methods.sum import concatenated, weighted_sum
+from hub_merge.methods.sum import combination, weighted_sum
 from hub_merge.methods.svd import truncated_sum
 from tests.helpers import dense_sum, random_factors, relative_error
 
@@ -100,11 +103,19 @@ def test_a_sum_of_adapters_that_share_their_a_is_of_the_rank_of_one(rng: np.rand
     assert close(merged, together)
 
 
-def test_a_keeps_its_bits_and_b_is_rounded_once(rng: np.random.Generator) -> None:
-    part = random_factors(rng, SHAPE, 3, scaling=1 / 3, dtype=np.float32)
-    merged = concatenated([part], [0.7])
-    assert np.array_equal(merged.A, part.A)
-    assert np.array_equal(merged.B, (0.7 * (1 / 3) * part.B.astype(np.float64)).astype(np.float32))
+@pytest.mark.parametrize("factor", [0.7, 2.0, -0.75, 1e-3])
+@pytest.mark.parametrize("stored", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("written", [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
+def test_a_keeps_its_bits_and_b_is_rounded_from_the_product_in_double(
+    factor: float, stored: Any, written: Any, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub_merge.methods.sum.BLOCK", 30)  # several blocks, the last one smaller
+    parts = [random_factors(rng, SHAPE, rank, scaling=scale, dtype=stored) for rank, scale in ((3, 1 / 3), (2, 1.0))]
+    merged = combination(parts, [3 * factor, 1.0], written)
+    assert merged.A.dtype == stored
+    assert np.array_equal(merged.A, np.concatenate([part.A for part in parts]))
+    exact = [3 * factor * (1 / 3) * parts[0].B.astype(np.float64), parts[1].B.astype(np.float64)]
+    assert np.array_equal(merged.B, np.concatenate(exact, axis=1).astype(written))
 
 
 def test_the_mean_of_an_adapter_and_itself_is_that_adapter(rng: np.random.Generator) -> None:

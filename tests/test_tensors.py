@@ -26,6 +26,7 @@ from hub_merge.formats.tensors import (
     SafetensorsStore,
     TensorInfo,
     dtype_named,
+    is_finite,
     parse_header,
     safetensors_writer,
     widest,
@@ -189,7 +190,7 @@ def test_tensors_that_were_read_do_not_stay_in_memory(tmp_path: Path) -> None:
 def test_the_writer_refuses_a_tensor_that_is_not_due(tmp_path: Path) -> None:
     infos = {"a": ("float32", (2,)), "b": ("float32", (2,))}
     for name, array in [
-        ("b", np.ones(2, np.float32)),
+        ("c", np.ones(2, np.float32)),
         ("a", np.ones(3, np.float32)),
         ("a", np.ones(2, np.float64)),
     ]:
@@ -204,6 +205,17 @@ def test_the_writer_refuses_to_finish_with_a_tensor_missing_or_one_too_many(tmp_
         writer.write("a", np.ones(1, np.float32))
     with pytest.raises(ValueError, match="is not due"), safetensors_writer(tmp_path / "2", {}) as writer:
         writer.write("a", np.ones(1, np.float32))
+
+
+def test_the_order_in_which_tensors_are_written_changes_no_byte(tmp_path: Path) -> None:
+    arrays = {name: np.arange(size, dtype=np.float32) for name, size in (("a", 3), ("b", 0), ("c", 5))}
+    infos = {name: (array.dtype.name, array.shape) for name, array in arrays.items()}
+    for order in ("abc", "cab"):
+        with safetensors_writer(tmp_path / order, infos) as writer:
+            for name in order:
+                writer.write(name, arrays[name])
+    assert (tmp_path / "abc").read_bytes() == (tmp_path / "cab").read_bytes()
+    assert all(np.array_equal(safetensors.numpy.load_file(tmp_path / "cab")[name], arrays[name]) for name in arrays)
 
 
 def test_the_writer_never_replaces_a_file(tmp_path: Path) -> None:
@@ -379,3 +391,10 @@ def test_the_widest_dtype_holds_every_source(names: list[str], wanted: str) -> N
     written, exact = dtype_named(wanted), [name for name in names if name != "float64"]
     assert all(ml_dtypes.finfo(dtype_named(name)).nmant <= ml_dtypes.finfo(written).nmant for name in exact)
     assert all(float(ml_dtypes.finfo(dtype_named(name)).max) <= float(ml_dtypes.finfo(written).max) for name in exact)
+
+
+def test_every_bfloat16_is_known_to_be_finite_or_not() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    for number, finite in zip(every, np.isfinite(every.astype(np.float32)), strict=True):
+        assert is_finite(np.array([1.0, number, -1.0], ml_dtypes.bfloat16)) == finite
+    assert is_finite(np.zeros((0, 3), ml_dtypes.bfloat16))

@@ -94,7 +94,7 @@ def opened(*paths: Path) -> list[Adapter]:
 
 def dense_deltas(folder: Path) -> dict[str, Dense]:
     """Return the deltas of an adapter without patterns, read by torch and multiplied dense in float64."""
-    import torch
+    torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
     path = folder / WEIGHTS

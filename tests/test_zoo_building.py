@@ -29,6 +29,8 @@ from hub_merge.zoo.statistics import statistics
 from tests.hub_double import HubDouble
 from tests.zoos import BASE, adapter_files, fill, gpt2_factors, in_memory
 
+pytest.importorskip("pyarrow")
+
 COUNT = 10
 
 

@@ -40,6 +40,7 @@ def answer(*arguments: str) -> Any:
 
 @pytest.fixture
 def filled(hub: HubDouble) -> HubDouble:
+    pytest.importorskip("pyarrow")
     fill(hub, 10, layers=1)
     hub.add_repo(BASE, {"config.json": b'{"model_type": "gpt2"}'})
     answer("zoo", "build", BASE, "--workers", "1")
@@ -127,6 +128,7 @@ def test_a_dataset_of_something_else_is_not_written_to(filled: HubDouble) -> Non
 
 
 def test_a_job_is_a_script_that_runs(hub: HubDouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
     fill(hub, 2, layers=1)
     text = run("zoo", "build", BASE, "--job", "--to", "alice/zoo", "--limit", "2")
     assert text.startswith('# /// script\n# requires-python = ">=3.11"\n# dependencies = ["hub-merge[zoo]"]\n# ///\n')

@@ -37,6 +37,7 @@ def entry_of(name: str, factors: Factors, **fields: Any) -> Entry:
 
 @pytest.fixture(scope="module")
 def zoo(adapters: dict[str, Factors], tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    pytest.importorskip("pyarrow")
     index = Index.create(tmp_path_factory.mktemp("index") / "zoo")
     with index.writing() as writer:
         for number, (name, factors) in enumerate(adapters.items()):
@@ -127,6 +128,7 @@ def test_exact_cosines_find_the_orthogonal_one_that_sketches_cannot_tell(
 
 
 def test_partners_have_a_licence_that_fits_and_a_norm_of_the_same_order(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     index = Index.create(tmp_path / "zoo")
     mine = entry_of("me/mine", gpt2_factors(0, 1))
     weak = {module: type(part)(part.A, part.B, 0.01) for module, part in gpt2_factors(1, 1).items()}
@@ -210,6 +212,7 @@ def test_a_proposal_that_cannot_be_made_is_refused(zoo: Loaded) -> None:
 
 
 def test_an_index_of_untrained_adapters_has_no_families(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
     index = Index.create(tmp_path / "zoo")
     found = families(Loaded.read(index))
     assert found.families == ()

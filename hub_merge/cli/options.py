@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hub_merge.cli.output import OUTPUT_MODES, Output, OutputMode
-from hub_merge.layout import FILE_FORMATS
+from hub_merge.layout import FILE_FORMATS, PICTURE_FILE
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
@@ -32,6 +32,8 @@ __all__ = [
     "output_option",
     "output_options",
     "pickle_option",
+    "picture_option",
+    "plot_option",
     "profile_option",
     "token_option",
     "weights_option",
@@ -93,6 +95,34 @@ dtype_option = click.option(
     help="Dtype of the result.  [default: the widest of the adapters']",
 )
 force_option = click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
+
+
+def _drawable(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse a picture that cannot be drawn before anything is done for it."""
+    if value:
+        from hub_merge.plots import require_drawing
+
+        require_drawing(Path(PICTURE_FILE) if value is True else value)
+    return value
+
+
+picture_option = click.option(
+    "--plot",
+    is_flag=True,
+    callback=_drawable,
+    help="Put a heat map of the scores into the card (needs matplotlib).",
+)
+
+
+def plot_option(what: str) -> Callable[[Function], Function]:
+    """Return the option ``--plot FILE`` of a command that draws ``what``."""
+    return click.option(
+        "--plot",
+        metavar="FILE",
+        type=click.Path(dir_okay=False, path_type=Path),
+        callback=_drawable,
+        help=f"Draw {what} (.png, .svg or .pdf; needs matplotlib).",
+    )
 
 
 class RankType(click.IntRange):

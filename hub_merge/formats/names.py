@@ -89,6 +89,8 @@ CLIP = (
     *("text_model.encoder.layers.#.mlp.fc1", "text_model.encoder.layers.#.mlp.fc2", "text_projection"),
 )
 
+UNET_STARTS = frozenset(name.partition(".")[0] for name in UNET)
+
 THREE_BY_THREE = re.compile(r"(?:.+\.)?(?:conv1|conv2|conv_in|conv_out|(?:down|up)samplers\.0\.conv)")
 ONE_BY_ONE = re.compile(r".+\.conv_shortcut")
 
@@ -165,7 +167,7 @@ def _unet_pattern() -> re.Pattern[str]:
 
 def is_unet_name(name: str) -> bool:
     """Whether ``name`` is that of a layer of Stable Diffusion's UNet in diffusers."""
-    return _unet_pattern().fullmatch(name) is not None
+    return name.partition(".")[0] in UNET_STARTS and _unet_pattern().fullmatch(name) is not None
 
 
 def kernel_of(component: str, local_name: str) -> tuple[int, ...] | None:

@@ -6,6 +6,7 @@ dtype and shape account for every byte, and that the tensors fill the file witho
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -87,8 +88,8 @@ BY_NAME: Mapping[str, np.dtype[Any]] = {dtype.name: dtype for dtype in DTYPES.va
 FLOATS = ("float64", "float32", "bfloat16", "float16", "float8_e5m2", "float8_e4m3fn")
 """Names of the floating dtypes that factors may have, widest range first."""
 
-BFLOAT16_EXPONENT = 0x7F80
-"""All ones in infinity and NaN, and in nothing else."""
+BFLOAT16_INFINITY = 0x7F80
+"""Its bits, the sign apart; those of NaN are a larger number, all others a smaller one."""
 
 WRITABLE = ("float32", "bfloat16", "float16")
 """Dtypes a composite may be written in: what PEFT and the serving engines load."""
@@ -101,8 +102,9 @@ def dtype_named(name: str) -> np.dtype[Any]:
 
 def is_finite(tensor: NDArray[Any]) -> bool:
     """Whether a floating tensor holds neither NaN nor infinity."""
-    if tensor.dtype == ml_dtypes.bfloat16:  # by its exponent: numpy has no fast loop for this dtype
-        return not ((tensor.view(np.uint16) & BFLOAT16_EXPONENT) == BFLOAT16_EXPONENT).any()
+    if tensor.dtype == ml_dtypes.bfloat16:  # by its bits: numpy has no fast loop for this dtype
+        positive, negative = tensor.view(np.int16).max(initial=0), tensor.view(np.uint16).max(initial=0)
+        return bool(positive < BFLOAT16_INFINITY and negative < BFLOAT16_INFINITY + 2**15)
     return bool(np.isfinite(tensor).all())
 
 
@@ -382,32 +384,53 @@ def _as_array(tensor: Any) -> NDArray[Any]:
 
 
 class SafetensorsWriter:
-    """Write a safetensors file tensor by tensor, in the order of ``infos``, without holding it in memory."""
+    """Write a safetensors file tensor by tensor, in any order, from any thread or forked process."""
 
     def __init__(
-        self, file: IO[bytes], infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
+        self, file: io.FileIO, infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
     ) -> None:
         """Write the header.
 
         Args:
-            file: Open for writing, at its beginning.
-            infos: Dtype name and shape of every tensor, in the order in which they will be written.
+            file: Open for writing, at its beginning, unbuffered.
+            infos: Dtype name and shape of every tensor, in the order in which they will stand.
             metadata: Texts to put beside them.
         """
-        self._file = file
-        self._due = iter(infos.items())
-        file.write(encode_header(infos, metadata))
+        self._file, self._turn = file, threading.Lock()
+        self._infos, self._missing = infos, dict.fromkeys(infos)
+        self._positions: dict[str, int] = {}
+        header = encode_header(infos, metadata)
+        position = len(header)
+        for name, (dtype, shape) in infos.items():
+            self._positions[name] = position
+            position += math.prod(shape) * dtype_named(dtype).itemsize
+        self._write_at(0, memoryview(header))
 
     def write(self, name: str, tensor: NDArray[Any]) -> None:
-        """Write the next tensor.
+        """Write a tensor to its place.
 
         Raises:
-            ValueError: It is not the tensor that is due, or has another dtype or shape.
+            ValueError: It was not announced, or with another dtype or shape.
         """
-        due = next(self._due, None)
-        if due != (name, (tensor.dtype.name, tensor.shape)):
-            raise ValueError(f"tensor {name} {tensor.dtype.name} {tensor.shape} is not due; due is {due}")
-        self._file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+        due = self._infos.get(name)
+        if due != (tensor.dtype.name, tensor.shape):
+            raise ValueError(f"tensor {name} {tensor.dtype.name} {tensor.shape} is not due; announced is {due}")
+        self._write_at(self._positions[name], np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+        self.written(name)
+
+    def written(self, name: str) -> None:
+        """Take note that a tensor was written, by this process or another."""
+        self._missing.pop(name, None)
+
+    def _write_at(self, position: int, content: memoryview) -> None:
+        while content:
+            if hasattr(os, "pwrite"):
+                count = os.pwrite(self._file.fileno(), content, position)
+            else:
+                with self._turn:
+                    self._file.seek(position)
+                    count = self._file.write(content)
+            content, position = content[count:], position + count
 
     def finish(self) -> None:
         """Check that nothing is missing.
@@ -415,8 +438,8 @@ class SafetensorsWriter:
         Raises:
             ValueError: Tensors were announced, but not written.
         """
-        if (due := next(self._due, None)) is not None:
-            raise ValueError(f"tensor {due[0]} was not written")
+        if self._missing:
+            raise ValueError(f"tensor {next(iter(self._missing))} was not written")
 
 
 @contextmanager
@@ -424,7 +447,7 @@ def safetensors_writer(
     path: Path, infos: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[SafetensorsWriter]:
     """Open a ``SafetensorsWriter`` on a new file and see that it is complete."""
-    with path.open("xb") as file:
+    with path.open("xb", buffering=0) as file:
         writer = SafetensorsWriter(file, infos, metadata)
         yield writer
         writer.finish()

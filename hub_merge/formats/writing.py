@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from hub_merge.adapter import Adapter, Array, LoraFactors, ModuleSpec, Tensor
+from hub_merge.adapter import Adapter, Array, ModuleSpec, Tensor
 from hub_merge.errors import ProofFailed
 from hub_merge.formats.pairs import factor_shapes
 from hub_merge.formats.tensors import dtype_named, is_finite, safetensors_writer
@@ -86,19 +86,19 @@ def write_factors(
         spec = adapter.modules[modules[0]]
         infos[unit] = layout.infos(replace(spec, name=unit), (rank or spec.rank) * len(modules), dtype)
 
-    def prepare(unit: str) -> tuple[str, list[Tensor]]:
-        factors = [
-            _prepared(module, adapter.factors(module), rank or adapter.modules[module].rank, dtype)
-            for module in units[unit]
-        ]
-        return unit, layout.tensors(*(layout.join(factors) if layout.join and len(factors) > 1 else factors[0]))
+    def write(unit: str) -> str:
+        factors = [_prepared(module, adapter, rank or adapter.modules[module].rank, dtype) for module in units[unit]]
+        tensors = layout.tensors(*(layout.join(factors) if layout.join and len(factors) > 1 else factors[0]))
+        for (key, (_, shape)), tensor in zip(infos[unit].items(), tensors, strict=True):
+            writer.write(key, tensor.reshape(shape))
+        return unit
 
     flat = {key: info for tensors in infos.values() for key, info in tensors.items()}
     flat |= {key: (adapter.extras[name].dtype, adapter.extras[name].shape) for key, name in extras.items()}
     with safetensors_writer(path, flat, metadata) as writer:
-        for unit, tensors in map_modules(prepare, units):
-            for (key, (_, shape)), tensor in zip(infos[unit].items(), tensors, strict=True):
-                writer.write(key, tensor.reshape(shape))
+        for unit in map_modules(write, units, forks=True):
+            for key in infos[unit]:
+                writer.written(key)
             for module in units[unit]:
                 progress(module)
         for key, name in extras.items():
@@ -111,11 +111,12 @@ def _finite_extra(name: str, tensor: Tensor) -> Tensor:
     raise ProofFailed(f"{name} holds NaN or infinity.", remedy="Leave it out with --extras drop.")
 
 
-def _prepared(module: str, factors: LoraFactors, rank: int, dtype: str) -> tuple[Tensor, Tensor]:
-    """Return A and B as they are to be written: scaling in B, padded to ``rank``, in ``dtype``."""
-    B = factors.B if factors.scaling == 1.0 else np.multiply(factors.B, factors.scaling, dtype=np.float64)
+def _prepared(module: str, adapter: Adapter, rank: int, dtype: str) -> tuple[Tensor, Tensor]:
+    """Return A and B as they are to be written: scaling in B, in ``dtype``, padded to ``rank``."""
     with np.errstate(over="ignore"):  # the check looks for infinity
-        prepared = _cast(factors.A, (rank, factors.shape[1]), dtype), _cast(B, (factors.shape[0], rank), dtype)
+        factors = adapter.rounded(module, dtype_named(dtype))
+    out_features, in_features = factors.shape
+    prepared = _padded(factors.A, (rank, in_features)), _padded(factors.B, (out_features, rank))
     if not all(map(is_finite, prepared)):
         raise ProofFailed(
             f"{module} would hold NaN or infinity in {dtype}.",
@@ -124,9 +125,9 @@ def _prepared(module: str, factors: LoraFactors, rank: int, dtype: str) -> tuple
     return prepared
 
 
-def _cast(factor: Array, shape: tuple[int, int], dtype: str) -> Tensor:
+def _padded(factor: Array, shape: tuple[int, int]) -> Tensor:
     if factor.shape == shape:
-        return factor.astype(dtype_named(dtype), copy=False)
-    padded = np.zeros(shape, dtype_named(dtype))
-    padded[: factor.shape[0], : factor.shape[1]] = factor.astype(padded.dtype, copy=False)
+        return factor
+    padded = np.zeros(shape, factor.dtype)
+    padded[: factor.shape[0], : factor.shape[1]] = factor
     return padded

@@ -12,17 +12,29 @@ from numpy.typing import NDArray
 
 from hub_merge.adapter import Array, LoraFactors
 from hub_merge.clustering import Labels, kmeans, ward
-from hub_merge.gram import Float64, at_unit_length, best_rank_k, column_products, result_dtype, row_products, stack
+from hub_merge.gram import (
+    Float64,
+    at_unit_length,
+    best_rank_k,
+    cholesky_if_apart,
+    column_products,
+    result_dtype,
+    row_products,
+    stack,
+)
 from hub_merge.methods.registry import Bounds, merge_method
 
 __all__ = ["Pool", "Units", "canonical_order", "clustered_products", "lego", "pool_units", "scaled_units"]
 
 Canonical = Literal["none", "balance", "svd"]
 Clustering = Literal["kmeans", "ward"]
+Feature = Literal["raw", "unit_halves"]
+
 FOLD = 32
 """Rows that are reduced as one."""
 
-Feature = Literal["raw", "unit_halves"]
+TINY = 2.0**-40
+"""Length of a vector below which squares of its numbers may be too small for float32."""
 
 
 def _mixed_signs(weights: Sequence[float], options: Mapping[str, Any]) -> list[str]:
@@ -102,7 +114,8 @@ def lego(
         "sqrt_total_over_k": math.sqrt(units.count / clusters),
         "none": 1.0,
     }[output_reweight]
-    return LoraFactors(a, b * b.dtype.type(spread))
+    b *= b.dtype.type(spread)
+    return LoraFactors(a, b)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,12 +230,11 @@ def canonical_order(pool: Pool, canonicalize: Canonical) -> NDArray[np.intp]:
 
 def scaled_units(pool: Pool, canonicalize: Canonical) -> Units:
     """Return the units with the root of weight and scaling on both halves, in canonical form, zero ones left out."""
-    gram_a, gram_b = row_products(pool.A, pool.A), column_products(pool.B, pool.B)
+    (lengths_a, gram_a), (lengths_b, gram_b) = _unit_products(pool)
     scale_a = np.sqrt(np.abs(pool.factors))
     scale_b = np.copysign(scale_a, pool.factors)
     if canonicalize != "none":
-        lengths_a, lengths_b = np.sqrt(np.diag(gram_a)), np.sqrt(np.diag(gram_b))
-        if not (alive := (lengths_a > 0) & (lengths_b > 0)).all():
+        if not (alive := (np.diag(gram_a) > 0) & (np.diag(gram_b) > 0)).all():
             return scaled_units(pool.ordered(np.flatnonzero(alive)), canonicalize)
         balance = np.copysign(np.sqrt(lengths_b / lengths_a), _leads(pool))
         scale_a, scale_b = scale_a * balance, scale_b / balance
@@ -231,9 +243,32 @@ def scaled_units(pool: Pool, canonicalize: Canonical) -> Units:
         pool.B,
         scale_a,
         scale_b,
-        gram_a * np.outer(scale_a, scale_a),
-        gram_b * np.outer(scale_b, scale_b),
+        _at_length(gram_a, scale_a * lengths_a),
+        _at_length(gram_b, scale_b * lengths_b),
     )
+
+
+def _unit_products(pool: Pool) -> tuple[tuple[Float64, Float64], tuple[Float64, Float64]]:
+    """Return lengths and unit inner products of the rows of A, and of the columns of B; see ``at_unit_length``.
+
+    Which units are alike shows in float32, in half the time of float64, if they are float32 and well apart.
+    """
+    if pool.A.dtype == np.float32:
+        with np.errstate(over="ignore", invalid="ignore"):
+            found = [at_unit_length(gram) for gram in _products(pool, np.float32)]
+        if all(lengths.min(initial=1.0) > TINY and cholesky_if_apart(gram) is not None for lengths, gram in found):
+            return found[0], found[1]
+    a, b = _products(pool, np.float64)
+    return at_unit_length(a), at_unit_length(b)
+
+
+def _products(pool: Pool, wide: type[np.floating[Any]]) -> tuple[Float64, Float64]:
+    return row_products(pool.A, pool.A, wide), column_products(pool.B, pool.B, wide)
+
+
+def _at_length(gram: Float64, lengths: Float64) -> Float64:
+    """Return inner products of vectors of these lengths, from those at unit length."""
+    return gram * np.outer(lengths, lengths)
 
 
 def _cluster(
@@ -265,5 +300,6 @@ def _centroids(units: Units, labels: Labels, clusters: int, reweight: str) -> tu
     else:
         present = np.maximum(_row_peaks(a), _column_peaks(b))
     rescale = np.divide(member @ units.norms(reweight), present, out=np.ones(clusters), where=present > 0)
-    rescale = rescale.astype(a.dtype)
-    return a * rescale[:, None], b * rescale
+    a *= rescale[:, None].astype(a.dtype)
+    b *= rescale.astype(b.dtype)
+    return a, b

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import math
@@ -365,6 +364,8 @@ def get_method(name: str) -> Method:
     methods = _methods if name in _methods else _load_all()
     if name in methods:
         return methods[name]
+    import difflib
+
     close = difflib.get_close_matches(name, methods, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     raise UnknownMethod(

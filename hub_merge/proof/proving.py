@@ -91,7 +91,7 @@ def _visit_modules(
         measured = measure(module, parents, written, asked) if module in asked.modules else left_out(module, parents)
         return measured, None if scoring is None else scoring.measure(module, parents)
 
-    for measured, scores in map_modules(visit, modules_of(asked.parents)):
+    for measured, scores in map_modules(visit, modules_of(asked.parents), forks=True):
         if scoring is not None and scores is not None:
             scoring.add(scores)
         yield measured

@@ -18,6 +18,7 @@ from hub_merge.cli.options import (
     numbers_of,
     output_options,
     pickle_option,
+    plot_option,
     token_option,
     weights_option,
 )
@@ -211,12 +212,7 @@ def _check_listed(
 @command(examples=["score ./math ./medicine ./finance", "score ./math ./medicine --plot scores.png"])
 @adapters_argument
 @weights_option
-@click.option(
-    "--plot",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw a heat map (.png, .svg or .pdf; needs matplotlib).",
-)
+@plot_option("a heat map")
 @click.option("--modules", is_flag=True, help="With --json, add the scores of every module.")
 @pickle_option
 @click.option("--exact-signs", is_flag=True, help="Count conflicts of signs entry by entry; takes much longer.")

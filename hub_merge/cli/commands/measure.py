@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hub_merge.cli.framework import command
-from hub_merge.cli.options import allow_option, client, output_options, pickle_option, token_option
+from hub_merge.cli.options import allow_option, client, output_options, pickle_option, plot_option, token_option
 from hub_merge.cli.output import Output
 from hub_merge.cli.questions import ANSWER, PROMPT, question_sets
 from hub_merge.errors import OutputExists
@@ -58,7 +58,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--max-tokens", metavar="N", type=click.IntRange(2), help="Cut longer texts.  [default: the model's own]")
 @click.option("--resume", metavar="FILE", type=FILE, help="Keep measured rows in this JSONL file and go on from there.")
 @click.option("-o", "--output", metavar="FILE", type=FILE, help="Write everything, row by row, to this JSON file.")
-@click.option("--plot", metavar="FILE", type=FILE, help="Draw perplexities (.png, .svg or .pdf; needs matplotlib).")
+@plot_option("perplexities")
 @click.option("--force", is_flag=True, help="Replace the JSON file if it is there.")
 @click.option("--record", is_flag=True, help="Add the figures to record and card of each composite that is a folder.")
 @allow_option

@@ -19,6 +19,7 @@ from hub_merge.cli.options import (
     max_rank_option,
     output_option,
     pickle_option,
+    picture_option,
     profile_option,
     token_option,
     weights_option,
@@ -86,7 +87,7 @@ __all__ = ["compress", "convert", "merge"]
     help="A PiSSA, OLoRA, CorDA or LoRA-GA adapter as it was before training; may be repeated.",
 )
 @tuning_options
-@click.option("--plot", is_flag=True, help="Put a heat map of the scores into the card (needs matplotlib).")
+@picture_option
 @force_option
 @pickle_option
 @token_option

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from hub_merge.cli.framework import Group
-from hub_merge.cli.options import client, output_options, token_option
+from hub_merge.cli.options import client, output_options, plot_option, token_option
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
@@ -275,12 +275,7 @@ def _answer(
     show_default=True,
     help="Estimated cosine from which two adapters are alike.",
 )
-@click.option(
-    "--plot",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Draw a map (.png, .svg or .pdf; needs matplotlib).",
-)
+@plot_option("a map")
 @token_option
 @output_options
 def families(out: Output, index: str, base: str | None, threshold: float, plot: Path | None, token: str | None) -> None:
