@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.parts import EXTRAPOLATED, INTERPRETER, SIZES, sized
+from benchmarks.parts import EXTRAPOLATED, INTERPRETER, QUARTER, sized
 from benchmarks.processes import Cost
 
 __all__ = ["CLAIMS", "Claim", "Rows", "complete_commands"]
@@ -123,10 +123,11 @@ def _of_memory() -> Iterator[Claim]:
 
 
 def _of_scaling() -> Iterator[Claim]:
-    few, all_layers, many = sized(*SIZES[0]), sized(3), sized(8)
+    few, all_layers, many = sized(3, QUARTER), sized(3), sized(8, QUARTER)
     for job, bound in (("sum", 8 / 3), ("svd", 6), ("lego", 6)):
-        over, under = f"merge {job}{many}", f"merge {job}{all_layers}"
-        yield Claim("scaling", f"`{job}` of eight adapters against three", "≤", bound, _work(over, under))
+        over, under = f"merge {job}{many}", f"merge {job}{few}"
+        text = f"`{job}` of eight adapters against three, a quarter of the layers"
+        yield Claim("scaling", text, "≤", bound, _work(over, under))
     for row in ("merge sum", "merge svd", "merge lego", "score", "command sum"):
         figure = _ratio(_own_memory(row + all_layers), _own_memory(row + few))
         text = f"{row}: private memory for 224 modules against 56"

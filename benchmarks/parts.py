@@ -12,7 +12,17 @@ from typing import Any
 from benchmarks.adapters import GPT2, LLAMA_1B, LLAMA_8B, Shape, build
 from benchmarks.processes import OUTPUT, Command, Cost, interleaved
 
-__all__ = ["COMBINATIONS", "EXTRAPOLATED", "INTERPRETER", "PARTS", "SIZES", "Workshop", "counterpart", "sized"]
+__all__ = [
+    "COMBINATIONS",
+    "EXTRAPOLATED",
+    "INTERPRETER",
+    "PARTS",
+    "QUARTER",
+    "SIZES",
+    "Workshop",
+    "counterpart",
+    "sized",
+]
 
 INTERPRETER = "`import numpy`"
 EXTRAPOLATED = ", extrapolated from one layer"
@@ -169,7 +179,7 @@ def llama_8b(workshop: Workshop) -> dict[str, Cost]:
 
 
 def scaling(workshop: Workshop) -> dict[str, Cost]:
-    """Eight adapters of Llama-3.1-8B beside three, and fewer layers beside all of them."""
+    """Eight adapters of Llama-3.1-8B beside three, with all layers and with fewer."""
     commands = {INTERPRETER: Command((sys.executable, "-c", "import numpy"))}
     for count, share in SIZES:
         some = workshop.adapters(replace(LLAMA_8B, layers=LLAMA_8B.layers // share), count)
@@ -178,7 +188,10 @@ def scaling(workshop: Workshop) -> dict[str, Cost]:
     return interleaved(commands, workshop.runs)
 
 
-SIZES = ((3, 4), (3, 2), (3, 1), (8, 1))
+QUARTER = 4
+"""Share of the layers whose files are so small that they are written to pages that are there; see ``BRIEF``."""
+
+SIZES = ((3, QUARTER), (8, QUARTER), (3, 2), (3, 1), (8, 1))
 """How many adapters, and which share of the layers each has."""
 
 

@@ -41,7 +41,8 @@ on all linear modules, in bfloat16.
 
 CLAIMS_NOTE = """Each figure of a claim has to keep its threshold. Costs of PEFT are set against ours as whole
 processes, all others as work without start-up. Memory counts as flat if four times the modules take at most a quarter
-more.
+more. Eight adapters are set against three at a quarter of the layers: what it takes to write some hundred megabytes
+depends on the state of a virtual machine's memory more than on the work, as the rows of all layers show.
 """
 
 COMMANDS_NOTE = """The complete command does more than PEFT's merge: it scores the adapters, proves what it wrote,
