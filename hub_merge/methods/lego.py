@@ -33,6 +33,9 @@ Feature = Literal["raw", "unit_halves"]
 FOLD = 32
 """Rows that are reduced as one."""
 
+NEARLY_NOTHING = 1e-300
+"""Stands for the root of a factor of zero where that is divided by."""
+
 TINY = 2.0**-40
 """Length of a vector below which squares of its numbers may be too small for float32."""
 
@@ -215,15 +218,16 @@ def canonical_order(pool: Pool, canonicalize: Canonical) -> NDArray[np.intp]:
 
     Units of a canonical form are compared without the sign and length of A, which go over to B.
     """
-    scale = np.sqrt(np.abs(pool.factors)) if canonicalize == "none" else 1 / _leads(pool)
-    head = scale[:, None] * pool.A[:, :32]
+    plain = canonicalize == "none"
+    divisor = 1 / np.maximum(np.sqrt(np.abs(pool.factors)), NEARLY_NOTHING) if plain else _leads(pool)
+    head = pool.A[:, :32] / divisor[:, None]  # where the lead is among them it becomes 1, exactly, in every form
     order = np.lexsort(head.T[::-1])
     if not (head[order[1:]] == head[order[:-1]]).all(axis=1).any():
         return order
 
     def key(j: int) -> tuple[list[float], bytes, bytes]:
-        rest = pool.factors[j] / (scale[j] or 1.0)
-        return head[j].tolist(), (scale[j] * pool.A[j]).tobytes(), (rest * pool.B[:, j]).tobytes()
+        rest = pool.factors[j] * divisor[j]
+        return head[j].tolist(), (pool.A[j] / divisor[j]).tobytes(), (rest * pool.B[:, j]).tobytes()
 
     return np.array(sorted(range(len(head)), key=key), np.intp)
 
