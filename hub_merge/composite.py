@@ -103,8 +103,10 @@ class Composite(Adapter):
 
     def rounded(self, module: str, dtype: np.dtype[Any]) -> LoraFactors:
         """Return the factors of ``module`` as a file holds them; of a combination, made in ``dtype``."""
+        if not self.is_linear:
+            return super().rounded(module, dtype)
         parts, weights = self.parts(module)
-        if not self.is_linear or self.modules[module].rank != sum(part.rank for part in parts):
+        if self.modules[module].rank != sum(part.rank for part in parts):  # a method that writes it in another way
             return super().rounded(module, dtype)
         factors = combination(parts, self.coefficients(weights, parts), dtype)
         return LoraFactors(factors.A.astype(dtype, copy=False), factors.B.astype(dtype, copy=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,19 @@ def test_what_is_written_is_the_factors_rounded_to_the_dtype(
         for got, exact in ((written.A, factors.A), (written.B, factors.B)):
             assert got.dtype == dtype
             assert np.array_equal(got, exact.astype(dtype_named(dtype)))
+
+
+@pytest.mark.parametrize(("method", "rank"), [("sum", None), ("svd", 2), ("lego", 2)])
+def test_what_is_written_is_read_once(method: str, rank: int | None, rng: np.random.Generator) -> None:
+    seen: list[str] = []
+
+    def watched(adapter: Adapter) -> Adapter:
+        return replace(adapter, load=lambda module: (seen.append(module), adapter.load(module))[1])
+
+    composite = composed([watched(adapter) for adapter in two(rng)], [1.0, 1.0], method, rank=rank)
+    seen.clear()
+    composite.rounded(Q, np.dtype(np.float32))
+    assert seen == [Q, Q]  # of each parent
 
 
 def test_parents_of_weight_zero_are_not_even_read(rng: np.random.Generator) -> None:
