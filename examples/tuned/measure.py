@@ -74,8 +74,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="GGUF file to read the base from.")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rows", type=int, help="Test rows a domain; all by default.")
-    parser.add_argument("--tune-rows", type=int, default=128, help="Rows a domain to tune on.")
-    parser.add_argument("--epochs", type=int, default=3, help="How often learning sees each of them.")
+    parser.add_argument("--closed-rows", type=int, default=128, help="Rows a domain that the closed form reads.")
+    parser.add_argument("--learn-rows", type=int, default=384, help="Rows a domain to learn on by gradient.")
+    parser.add_argument("--epochs", type=int, default=2, help="How often learning sees each of them.")
     parser.add_argument("--only", metavar="A+B", help="Tune and measure this combination alone, and write no results.")
     parser.add_argument("--methods", nargs="*", default=UNTUNED, help="Untuned methods.")
     parser.add_argument("--work", type=Path, default=Path("work"), help="Folder of tuned composites and the journal.")
@@ -90,10 +91,10 @@ def parents_of(names: Sequence[str], options: argparse.Namespace) -> list[Adapte
 
 def tuned(model: LanguageModel, names: Sequence[str], options: argparse.Namespace) -> None:
     """Tune a combination both ways, unless it was done before."""
-    for how in ("closed", "gradient"):
+    for how, rows in (("closed", options.closed_rows), ("gradient", options.learn_rows)):
         place = options.work / f"{'_'.join(names)}_{how}"
         if not place.exists():
-            sets = [calibration(model, name, options) for name in names]
+            sets = [calibration(model, name, rows, options) for name in names]
             plain = merge(parents_of(names, options), "sum", rank=RANK)
             steps = Steps(epochs=options.epochs)
             tune(model, plain, sets, how=how, steps=steps, progress=tell(place.name)).save_pretrained(place)
@@ -109,11 +110,11 @@ def tell(name: str) -> Any:
     return progress
 
 
-def calibration(model: LanguageModel, name: str, options: argparse.Namespace) -> QuestionSet:
+def calibration(model: LanguageModel, name: str, rows: int, options: argparse.Namespace) -> QuestionSet:
     """Return the last rows of a training file that are not too long: the adapters were trained on the first 800."""
     every = read_questions(options.data / name / "train.jsonl", name=name, split="train")
     short = [question for question in every.questions if len(model.encode([question])[0].tokens) <= MOST_TOKENS]
-    return QuestionSet(name, short[-options.tune_rows :], "train", every.format)
+    return QuestionSet(name, short[-rows:], "train", every.format)
 
 
 def composites(names: Sequence[str], options: argparse.Namespace) -> Iterator[tuple[str, Adapter]]:

@@ -23,18 +23,23 @@ __all__ = ["Steps", "learned"]
 MEMORY = 0.9
 """Weight of what was seen before in the running perplexity of a domain."""
 
+NEARBY = 16
+"""Batches among whose rows those of like length come together."""
+
 
 @dataclass(frozen=True, slots=True)
 class Steps:
     """How coefficients are learned.
 
     Attributes:
+        start: Rows of each adapter, at most, that the closed form is read from, where learning starts.
         epochs: How often each row is seen.
         batch: Rows of each domain in a step.
         rate: Size of a step, relative to the root mean square of each matrix of coefficients.
         warm_up: Steps until the rate is reached; then it falls along a cosine.
     """
 
+    start: int = 128
     epochs: int = 2
     batch: int = 4
     rate: float = 0.03
@@ -132,5 +137,14 @@ def _drawn(
     for _ in range(count):
         for name, rows in domains.items():
             while len(waiting[name]) < batch:
-                waiting[name].extend(rng.permutation(len(rows)).tolist())
+                waiting[name].extend(_order([len(row.tokens) for row in rows], batch, rng))
         yield {name: [rows[waiting[name].pop(0)] for _ in range(batch)] for name, rows in domains.items()}
+
+
+def _order(lengths: Sequence[int], batch: int, rng: np.random.Generator) -> list[int]:
+    """Return the rows in random order, but those of a batch of like length, so that little is padded."""
+    shuffled = rng.permutation(len(lengths))
+    parts = np.array_split(shuffled, -(-len(lengths) // (NEARBY * batch)))
+    ordered = [int(row) for part in parts for row in sorted(part, key=lambda row: lengths[row])]
+    groups = [ordered[place : place + batch] for place in range(0, len(ordered), batch)]
+    return [row for group in rng.permutation(len(groups)) for row in groups[group]]

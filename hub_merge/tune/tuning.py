@@ -83,10 +83,11 @@ def tune(
     total = sum(map(len, domains.values()))
     rows = _rows_by_adapter(model, plain.parents, domains, effort)
     candidates: dict[str, Composite] = {PLAIN: plain}
-    mixtures = _closed(model, plain, rows, effort, progress)
+    steps = (steps or Steps()) if how == "gradient" else None
+    shown = rows if steps is None else [own[: steps.start] for own in rows]
+    mixtures = _closed(model, plain, shown, effort, progress)
     candidates[CLOSED] = _composite(plain, mixtures)
-    if how == "gradient":
-        steps = steps or Steps()
+    if steps is not None:
         count = _Counter("learn", steps.epochs * total, progress)
         mixtures = learned(model, plain.parents, mixtures, domains, steps=steps, seed=plain.seed, done=count.add)
         effort.forward += count.done
@@ -106,7 +107,7 @@ def tune(
         "dtype": model.dtype,
         "domains": [_domain(entry, domains[entry.name]) for entry in sets],
         "rows_by_adapter": [len(own) for own in rows],
-        "steps": asdict(steps) if how == "gradient" and steps else None,
+        "steps": asdict(steps) if steps else None,
         "seed": plain.seed,
         "cost": effort.to_dict(),
     }
