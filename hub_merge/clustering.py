@@ -21,6 +21,10 @@ ROUNDING = 1e-13
 """A point moves only if another centroid is nearer by more than this share of its squared norm and distance: among
 copies of one point, rounding alone would move it to and fro between equal centroids."""
 
+TIE = 1e-6
+"""Sums of squared distances that differ by less, relatively, count as one. Units of one adapter in singular form are
+orthogonal, so that joining 1 with 2 and 3 with 4 is as good as 1 with 3 and 2 with 4, and rounding would choose."""
+
 Labels = NDArray[np.intp]
 
 
@@ -35,7 +39,7 @@ def kmeans(gram: Float64, clusters: int, *, starts: int, rng: np.random.Generato
     """
     distances = _distances(gram)
     labels, inertia = _lloyd(gram, distances[:, _seeds(distances, clusters, starts, rng)])
-    best: Labels = labels[:, inertia.argmin()]
+    best: Labels = labels[:, _first_least(inertia)]
     return best
 
 
@@ -62,6 +66,12 @@ def ward(gram: Float64, clusters: int) -> Labels:
     return np.unique(first, return_inverse=True)[1]
 
 
+def _first_least(sums: Float64) -> NDArray[np.intp]:
+    """Return where the last axis is least, the first of equals."""
+    first: NDArray[np.intp] = (sums <= sums.min(axis=-1, keepdims=True) * (1 + TIE)).argmax(axis=-1)
+    return first
+
+
 def _distances(gram: Float64) -> Float64:
     """Return the squared distances between all points, ``(N, N)``."""
     squares = np.diag(gram)
@@ -80,7 +90,7 @@ def _seeds(distances: Float64, clusters: int, starts: int, rng: np.random.Genera
     for count, levels in enumerate(rng.random((clusters - 1, starts, candidates)), 1):
         drawn = _drawn(_mass(nearest, chosen[:, :count]), levels)
         closest = np.minimum(nearest[:, None], distances.take(drawn, axis=0))
-        best = closest.sum(axis=2).argmin(axis=1)
+        best = _first_least(closest.sum(axis=2))
         chosen[:, count] = drawn[start, best]
         nearest = closest[start, best]
     return chosen

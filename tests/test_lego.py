@@ -243,6 +243,7 @@ def test_balanced_units_do_not_depend_on_signs_and_scales(seed: int, rank: int, 
 @given(seed=st.integers(0, 2**32 - 1), rank=st.integers(1, 12), clustering=st.sampled_from(["kmeans", "ward"]))
 @example(seed=252643715, rank=3, clustering="kmeans")  # two units whose largest entry is their first
 @example(seed=751422443, rank=3, clustering="kmeans")
+@example(seed=3242115546, rank=7, clustering="kmeans")  # clusterings of one inertia
 def test_singular_units_depend_on_the_delta_alone(seed: int, rank: int, clustering: str) -> None:
     rng = np.random.default_rng(seed)
     parts = three(rng)
