@@ -6,6 +6,9 @@ import io
 import json
 import os
 import pickle
+import subprocess
+import sys
+import textwrap
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -259,6 +262,22 @@ def test_numbers_that_changed_on_disk_are_noticed(plain: Path) -> None:
     plain.write_bytes(content)
     with pytest.raises(AdapterFormatError, match="a cannot be read"):
         TorchZipStore(plain).read("a")
+
+
+@pytest.mark.parametrize("forks", [False, True], ids=["threads", "processes"])
+def test_many_read_one_file_at_once(tmp_path: Path, forks: bool) -> None:
+    path = saved(tmp_path / "it.bin", {str(place): torch.full((4096,), float(place)) for place in range(16)})
+    script = f"""
+        from pathlib import Path
+        from hub_merge.formats.pickles import TorchZipStore
+        from hub_merge.parallel import map_modules
+        store = TorchZipStore(Path({str(path)!r}))
+        right = lambda turn: bool((store.read(str(turn % 16)) == turn % 16).all())
+        print(all(map_modules(right, range(2000), 4, forks={forks})))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("True\n", "")
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ torch's own ``weights_only`` reader works alike; see ``torch/_weights_only_unpic
 from __future__ import annotations
 
 import math
+import os
 import pickletools
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,13 +51,16 @@ MAX_PROGRAM = 4_000_000
 MAX_DIRECTORY = 4_000_000
 """Bytes of the longest list of an archive's files that is read: 20 000 storages take less."""
 
+LOCAL = struct.Struct("<4s5H3L2H")
+"""What stands before each file of a zip archive; then its name and something else, whose lengths come last."""
+
 END = struct.Struct("<4s4H2LH")
 END_64 = struct.Struct("<4sQ2H2L4Q")
 LOCATOR_64 = 20
 """Bytes between the two records at the end of a zip archive."""
 
-DAMAGE = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError)
-"""What ``zipfile`` raises for archives that are damaged, encrypted or of a kind it does not know."""
+DAMAGE = (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error)
+"""What is raised for archives that are damaged, encrypted or of a kind that ``zipfile`` does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +99,9 @@ class TorchZipStore:
             AdapterFormatError: It is damaged.
         """
         self._path = path
-        self._archive = _open_archive(path)
-        self._folder, program = _program(self._archive, path.name)
+        with _open_archive(path) as archive:
+            self._entries = dict(archive.NameToInfo)
+            self._folder, program = _program(archive, path.name)
         try:
             self._tensors = _tensors(program, path.name)
         except (ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
@@ -117,7 +123,7 @@ class TorchZipStore:
         tensor = self._tensors[name]
         dtype = dtype_named(tensor.storage.dtype)
         try:
-            content = self._archive.read(self._entry(tensor.storage))
+            content = _content(self._path, self._entries[self._entry(tensor.storage)])
             flat = np.frombuffer(content, dtype, tensor.storage.count)[tensor.offset :]
             strides = [stride * dtype.itemsize for stride in tensor.strides]
             array = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides).copy()
@@ -136,7 +142,7 @@ class TorchZipStore:
         empty = math.prod(tensor.shape) == 0
         if math.prod(tensor.shape) > storage.count or (last >= storage.count and not empty):
             raise _damaged(self._path.name, f"{name} does not lie in its storage of {storage.count} numbers")
-        entry = self._archive.NameToInfo.get(self._entry(storage))
+        entry = self._entries.get(self._entry(storage))
         if entry is None or entry.file_size != storage.count * dtype_named(storage.dtype).itemsize:
             raise _damaged(self._path.name, f"the storage of {name} is missing or has another size")
         if entry.compress_type != zipfile.ZIP_STORED:
@@ -176,6 +182,22 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except DAMAGE as error:
         raise _damaged(path.name, str(error) or repr(error)) from error
+
+
+def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
+    """Return the bytes of one file of an archive, which is opened anew: threads and processes read it side by side.
+
+    Raises:
+        BadZipFile: They are not those that were written.
+    """
+    with path.open("rb") as file:
+        file.seek(entry.header_offset)
+        header = LOCAL.unpack(file.read(LOCAL.size))
+        start = file.seek(header[9] + header[10], os.SEEK_CUR)
+        content = file.read(min(entry.file_size, path.stat().st_size - start))
+    if header[0] != b"PK\3\4" or zlib.crc32(content) != entry.CRC:
+        raise zipfile.BadZipFile("its bytes are not those that were written")
+    return content
 
 
 def _directory_size(path: Path) -> int:
