@@ -37,7 +37,38 @@ def report(results: Mapping[str, Any]) -> str:
     for group, (title, text) in GROUPS.items():
         if any(subject["group"] == group for subject in results["subjects"]):
             parts += [f"## {title}", text, section(results, group)]
+    parts += ["## What was seen", "\n".join(f"- {line}" for line in seen(results))]
     return "\n\n".join(parts) + "\n"
+
+
+def seen(results: Mapping[str, Any]) -> Iterable[str]:
+    """Yield what the tables say about the claims of the paper."""
+    means = {(subject["group"], subject["name"]): subject["mean"] for subject in results["subjects"]}
+    equal = sorted((mean, name) for (group, name), mean in means.items() if group == "equal rank")
+    best = next((place, name, mean) for place, (mean, name) in enumerate(equal, 1) if name.startswith("lego"))
+    plain = means["equal rank", "sum (svd)"]
+    yield (
+        f"At rank 4 the best is {equal[0][1]} ({equal[0][0]:.2f}); the best form of LEGO, {best[1]} ({best[2]:.2f}), "
+        f"is number {best[0]} of {len(equal)}, {percent(best[2], plain)} against the truncated sum."
+    )
+    faithful = means["equal rank", "lego, faithful"]
+    for (group, name), mean in means.items():
+        if group == "reweighting":
+            yield f"Faithful LEGO with reweighting of {name}: {mean:.2f}; as the paper has it: {faithful:.2f}."
+    gauges = [mean for (group, name), mean in means.items() if group == "gauge" and "faithful" in name]
+    yield (
+        f"One and the same delta of medicine, written in other factors, takes faithful LEGO from {faithful:.2f} to "
+        f"{min(gauges):.2f} to {max(gauges):.2f}; in singular form it stays at "
+        f"{means['gauge', 'lego, svd form, another basis']:.2f} (before: {means['equal rank', 'lego, svd form']:.2f})."
+    )
+    for rank in (2, 1):
+        cut, clustered = (means["compression", f"{name}, rank {rank}"] for name in ("svd", "lego, faithful"))
+        yield f"Medicine alone at rank {rank}: {clustered:.2f} by faithful LEGO, {cut:.2f} by truncation."
+
+
+def percent(value: float, other: float) -> str:
+    """Return by how much a value differs from another."""
+    return f"{100 * (value / other - 1):+.1f} %"
 
 
 def head(results: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ __all__ = ["report"]
 
 def report(results: Mapping[str, Any]) -> str:
     """Return RESULTS.md."""
-    parts = [head(results)]
+    parts = [head(results), short(results["groups"])]
     for group in results["groups"]:
         parts += [f"## {' + '.join(group['domains'])}", measured(group), "\n".join(cost(group))]
     return "\n\n".join(parts) + "\n"
@@ -34,6 +34,26 @@ domain, two epochs), paired by row; p is that of a permutation test. Computed in
 `tuned, closed` needs forward passes alone; `tuned, gradient` goes on from there by gradient, and sees the loss of the
 answers alone, where the adapters and the baseline were trained on questions and answers. It is no training-free merge:
 read it as what a short training inside the span of the adapters' units gives."""
+
+
+def short(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Return how the tuned composite of each combination stands against merged data and against the untuned ones."""
+    rows = []
+    for group in groups:
+        entries = {entry["name"]: entry for entry in group["composites"]}
+        tuned = entries["tuned, gradient"]
+        untuned = [entry for name, entry in entries.items() if name != "merged data" and "tuned" not in name]
+        best = min(untuned, key=lambda entry: entry["mean"]["value"])
+        rows.append(
+            [
+                " + ".join(group["domains"]),
+                estimate(tuned["mean"]),
+                estimate(entries["merged data"]["mean"]),
+                change(tuned)[0],
+                f"{estimate(best['mean'])} ({best['name']})",
+            ]
+        )
+    return table(["mean perplexity", "tuned, gradient", "merged data", "change", "best untuned"], rows)
 
 
 def measured(group: Mapping[str, Any]) -> str:
