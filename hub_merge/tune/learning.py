@@ -34,7 +34,7 @@ class Steps:
     Attributes:
         start: Rows of each adapter, at most, that the closed form is read from, where learning starts.
         epochs: How often each row is seen.
-        batch: Rows of each domain in a step.
+        batch: Rows in a step of the domain that has most; others give fewer, so that all are gone through alike.
         rate: Size of a step, relative to the root mean square of each matrix of coefficients.
         warm_up: Steps until the rate is reached; then it falls along a cosine.
     """
@@ -91,17 +91,19 @@ def learned(
     optimizer = torch.optim.Adam([one for pair in moved.values() for one in pair], steps.rate, betas=(0.9, 0.99))
     running: dict[str, float] = {}
     count = steps.epochs * -(-max(map(len, domains.values())) // steps.batch)
+    usual = {domain: steps.epochs * len(rows) / count for domain, rows in domains.items()}
     weights = [one for one in model.model.parameters() if one.requires_grad]
     for one in weights:
         one.requires_grad_(False)
     try:
         with watched(model.model, units, mix):
-            for step, chosen in enumerate(_drawn(domains, steps.batch, count, seed)):
+            for step, chosen in enumerate(_drawn(domains, steps, count, seed)):
                 optimizer.param_groups[0]["lr"] = steps.rate * _share(step, count, steps.warm_up)
                 for domain, rows in chosen.items():
                     loss = _loss(model, rows)
                     running[domain] = MEMORY * running.get(domain, loss.item()) + (1 - MEMORY) * loss.item()
-                    (loss * (math.exp(running[domain]) / len(domains))).backward()
+                    share = len(rows) / usual[domain] / len(domains)
+                    (loss * (math.exp(running[domain]) * share)).backward()
                     done(len(rows))
                 optimizer.step()
                 optimizer.zero_grad()
@@ -129,16 +131,21 @@ def _share(step: int, count: int, warm_up: int) -> float:
 
 
 def _drawn(
-    domains: Mapping[str, Sequence[Encoded]], batch: int, count: int, seed: int
+    domains: Mapping[str, Sequence[Encoded]], steps: Steps, count: int, seed: int
 ) -> Iterator[dict[str, list[Encoded]]]:
-    """Yield the rows of each step: of every domain, in a new order each time it has been gone through."""
+    """Yield the rows of each step: of every domain as many as bring it to the end of its last epoch with the others."""
     rng = np.random.default_rng(seed)
-    waiting: dict[str, list[int]] = {name: [] for name in domains}
-    for _ in range(count):
-        for name, rows in domains.items():
-            while len(waiting[name]) < batch:
-                waiting[name].extend(_order([len(row.tokens) for row in rows], batch, rng))
-        yield {name: [rows[waiting[name].pop(0)] for _ in range(batch)] for name, rows in domains.items()}
+    orders: dict[str, list[int]] = {name: [] for name in domains}
+    for name, rows in domains.items():
+        for _ in range(steps.epochs):
+            orders[name] += _order([len(row.tokens) for row in rows], steps.batch, rng)
+    for step in range(count):
+        chosen = {}
+        for name, order in orders.items():
+            begin, end = (len(order) * place // count for place in (step, step + 1))
+            if begin < end:
+                chosen[name] = [domains[name][row] for row in order[begin:end]]
+        yield chosen
 
 
 def _order(lengths: Sequence[int], batch: int, rng: np.random.Generator) -> list[int]:

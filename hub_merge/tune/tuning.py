@@ -60,7 +60,7 @@ def tune(
 ) -> Composite:
     """Return the merge of the same adapters at the same rank that answers the questions best.
 
-    The candidates are the plain sum, the closed form, and with ``how="gradient"`` what learning makes of that; see
+    The candidates are the plain sum and the closed form, or with ``how="gradient"`` what learning makes of that; see
     ``closest`` and ``learned``. What counts is the mean of the domains' answer perplexities on these questions, so the
     result is never worse on them than the plain sum. How good it is must be measured on others.
 
@@ -82,17 +82,17 @@ def tune(
     domains = {entry.name: _answered(model.encode(entry.questions), entry.name) for entry in sets}
     total = sum(map(len, domains.values()))
     rows = _rows_by_adapter(model, plain.parents, domains, effort)
-    candidates: dict[str, Composite] = {PLAIN: plain}
     steps = (steps or Steps()) if how == "gradient" else None
     shown = rows if steps is None else [own[: steps.start] for own in rows]
     mixtures = _closed(model, plain, shown, effort, progress)
-    candidates[CLOSED] = _composite(plain, mixtures)
+    made = CLOSED
     if steps is not None:
+        made = GRADIENT
         count = _Counter("learn", steps.epochs * total, progress)
         mixtures = learned(model, plain.parents, mixtures, domains, steps=steps, seed=plain.seed, done=count.add)
         effort.forward += count.done
         effort.backward += count.done
-        candidates[GRADIENT] = _composite(plain, mixtures)
+    candidates = {PLAIN: plain, made: _composite(plain, mixtures)}
     losses = {
         name: _measured(model, candidate, domains, effort, _Counter(f"measure {name}", total, progress))
         for name, candidate in candidates.items()
