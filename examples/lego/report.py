@@ -10,10 +10,14 @@ from typing import Any
 __all__ = ["report"]
 
 GROUPS = {
-    "equal rank": ("Methods at rank 4", "All three adapters, weights 1, every composite of rank 4."),
+    "equal rank": (
+        "Methods at rank 4",
+        "All three adapters, weights 1, every composite of rank 4. TIES and DARE work on the entries of the deltas, as "
+        "in their papers, and keep a fifth and half of them; the rest has its defaults.",
+    ),
     "own rank": (
         "At the methods' own rank",
-        "The same with nothing truncated: rank 12, but for methods that keep less.",
+        "The same at rank 12, where a sum needs no truncation; methods that keep less have less.",
     ),
     "reweighting": ("LEGO without one or both reweightings", "Faithful LEGO at rank 4."),
     "by rank": ("Other ranks", "Faithful and canonical LEGO beside the truncated sum of the same rank."),

@@ -18,6 +18,12 @@ RANK = 4
 ALL = ("math", "medicine", "finance")
 MIXED = ("math_r8_rslora", "medicine", "finance_r2_qv")
 METHODS = ("mean", "linear", "ties", "dare_ties", "knots", "core", "ctm", "tsv_m", "iso_c")
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "ties": {"space": "delta", "density": 0.2},
+    "dare_ties": {"space": "delta", "density": 0.5},
+}
+"""As in their papers: on the entries of the deltas, of which TIES keeps a fifth and DARE half."""
+
 EXACT = ("sum", "mean", "ties", "dare_ties", "tsv_m")
 FAITHFUL = {"preset": "faithful"}
 FORMS = {"faithful": FAITHFUL, "balance": {"canonicalize": "balance"}, "svd form": {"canonicalize": "svd"}}
@@ -53,13 +59,13 @@ def subjects(folder: Path) -> Iterator[Subject]:
     for name, form in FORMS.items():
         yield composite("equal rank", f"lego, {name}", three, "lego", RANK, **form)
     for method in METHODS:
-        yield composite("equal rank", method, three, method, RANK)
+        yield composite("equal rank", method, three, method, RANK, **OPTIONS.get(method, {}))
     yield from gauges(three)
     yield from reweighted(three)
     yield from compressed(adapters["medicine"])
     yield from by_rank(three)
     for method in EXACT:
-        yield composite("own rank", method, three, method, None)
+        yield composite("own rank", method, three, method, None, **OPTIONS.get(method, {}))
     mixed = [adapters[name] for name in MIXED]
     yield composite("mixed ranks", "sum, exact", mixed, "sum", None)
     yield composite("mixed ranks", "sum (svd)", mixed, "svd", RANK)

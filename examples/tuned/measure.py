@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from itertools import combinations
@@ -37,6 +37,11 @@ from hub_merge.tune import Steps, tune
 RANK = 4
 DOMAINS = ("math", "medicine", "finance")
 UNTUNED = ("svd", "lego", "ties", "dare_ties", "knots", "ctm")
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "ties": {"space": "delta", "density": 0.2},
+    "dare_ties": {"space": "delta", "density": 0.5},
+}
+"""As in their papers: on the entries of the deltas, of which TIES keeps a fifth and DARE half."""
 PACKAGES = ("hub-merge", "numpy", "torch", "transformers")
 MOST_TOKENS = 320
 
@@ -129,7 +134,7 @@ def composites(names: Sequence[str], options: argparse.Namespace) -> Iterator[tu
     for how in ("gradient", "closed"):
         yield f"tuned, {how}", Adapter.from_pretrained(options.work / f"{'_'.join(names)}_{how}")
     for method in options.methods:
-        yield method, merge(parents, method, rank=RANK)
+        yield method, merge(parents, method, rank=RANK, **OPTIONS.get(method, {}))
 
 
 def group(

@@ -29,7 +29,9 @@ Made by `measure.py`; the [README](README.md) says how to make it again.
 Adapters of {results["base"]}, everything of rank 4. Held-out test rows: {rows}; none of them was tuned on. A figure is
 the perplexity of the answer's tokens, every token weighing the same; brackets hold 95 % bootstrap intervals over rows.
 The change is that of the mean of the perplexities against one adapter that was trained on the merged data (800 rows a
-domain, two epochs), paired by row; p is that of a permutation test. Computed in {results["dtype"]} ({versions}).
+domain, two epochs), paired by row; p is that of a permutation test. The untuned methods have their defaults, but TIES
+and DARE work on the entries of the deltas, as in their papers, and keep a fifth and half of them. Computed in
+{results["dtype"]} ({versions}).
 
 `tuned, closed` needs forward passes alone; `tuned, gradient` goes on from there by gradient, and sees the loss of the
 answers alone, where the adapters and the baseline were trained on questions and answers. It is no training-free merge:
