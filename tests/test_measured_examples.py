@@ -81,7 +81,20 @@ def test_lego_beside_the_other_methods(folder: Path, tmp_path: Path) -> None:
 
 
 def test_tuned_composites_beside_untuned_ones_and_merged_data(folder: Path, tmp_path: Path) -> None:
-    work = ("--work", tmp_path / "work", "--rows", 2, "--closed-rows", 3, "--learn-rows", 4, "--medicine-rows", 6)
+    work = (
+        "--work",
+        tmp_path / "work",
+        "--rows",
+        2,
+        "--untuned-rows",
+        1,
+        "--closed-rows",
+        3,
+        "--learn-rows",
+        4,
+        "--medicine-rows",
+        6,
+    )
     results, written = told("tuned", "measure.py", folder, tmp_path, *work, "--methods", "svd", "lego")
     assert [group["domains"] for group in results["groups"]] == [
         list(chosen) for size in (2, 3) for chosen in combinations(DOMAINS, size)
@@ -89,6 +102,7 @@ def test_tuned_composites_beside_untuned_ones_and_merged_data(folder: Path, tmp_
     for group in results["groups"]:
         entries = {entry["name"]: entry for entry in group["composites"]}
         assert set(entries) == {"merged data", "tuned, gradient", "tuned, closed", "svd", "lego"}
+        assert [set(entries[name]["rows"].values()) for name in ("tuned, closed", "lego")] == [{2}, {1}]
         figures = [of_peft(folder, "_".join(group["domains"]), domain) for domain in group["domains"]]
         assert entries["merged data"]["mean"]["value"] == pytest.approx(sum(figures) / len(figures), rel=1e-4)
         for how, count, medicine in (("closed", 3, 3), ("gradient", 4, 6)):

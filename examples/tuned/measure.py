@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
@@ -79,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, help="GGUF file to read the base from.")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rows", type=int, help="Test rows a domain; all by default.")
+    parser.add_argument("--untuned-rows", type=int, help="Fewer of them for the untuned methods.")
     parser.add_argument("--closed-rows", type=int, default=128, help="Rows a domain that the closed form reads.")
     parser.add_argument("--learn-rows", type=int, default=256, help="Rows a domain to learn on by gradient.")
     parser.add_argument("--medicine-rows", type=int, default=768, help="The same for medicine, most of the mean.")
@@ -144,7 +145,9 @@ def group(
     sets = [tests[name] for name in names]
     losses: dict[str, dict[str, Sequence[Loss]]] = {}
     for name, adapter in composites(names, options):
-        found = evaluate(model, {name: adapter}, sets, journal=options.work / "rows.jsonl")
+        few = name in options.methods and options.untuned_rows
+        shown = [replace(entry, questions=entry.questions[: options.untuned_rows]) for entry in sets] if few else sets
+        found = evaluate(model, {name: adapter}, shown, journal=options.work / "rows.jsonl")
         losses[name] = dict(found.losses[name])
         print(f"{' + '.join(names)}: {name}: {found.mean(name).value:.3f}", file=sys.stderr, flush=True)
     records = {how: read_record(options.work / f"{'_'.join(names)}_{how}").tuning for how in ("closed", "gradient")}
@@ -152,12 +155,18 @@ def group(
 
 
 def figures(name: str, losses: dict[str, dict[str, Sequence[Loss]]]) -> dict[str, Any]:
-    """Return the figures of one composite, compared with training on merged data."""
+    """Return the figures of one composite, compared with two others on the same rows."""
+
+    def against(other: str) -> dict[str, Any]:
+        rows = {domain: rows[: len(losses[name][domain])] for domain, rows in losses[other].items()}
+        return asdict(compare_means(losses[name], rows))
+
     return {
         "name": name,
+        "rows": {domain: len(rows) for domain, rows in losses[name].items()},
         "perplexity": {domain: asdict(perplexity(rows)) for domain, rows in losses[name].items()},
         "mean": asdict(mean_perplexity(losses[name])),
-        "against": asdict(compare_means(losses[name], losses["merged data"])),
+        "against": {other: against(other) for other in ("merged data", "tuned, gradient") if other != name},
     }
 
 

@@ -28,8 +28,9 @@ Made by `measure.py`; the [README](README.md) says how to make it again.
 
 Adapters of {results["base"]}, everything of rank 4. Held-out test rows: {rows}; none of them was tuned on. A figure is
 the perplexity of the answer's tokens, every token weighing the same; brackets hold 95 % bootstrap intervals over rows.
-The change is that of the mean of the perplexities against one adapter that was trained on the merged data (800 rows a
-domain, two epochs), paired by row; p is that of a permutation test. The untuned methods have their defaults, but TIES
+Changes are those of the mean of the perplexities on the same rows: against one adapter that was trained on the merged
+data (800 rows a domain, two epochs), and against the composite tuned by gradient; p is that of a permutation test.
+The untuned methods have their defaults, but TIES
 and DARE work on the entries of the deltas, as in their papers, and keep a fifth and half of them. Computed in
 {results["dtype"]} ({versions}).
 
@@ -45,17 +46,22 @@ def short(groups: Sequence[Mapping[str, Any]]) -> str:
         entries = {entry["name"]: entry for entry in group["composites"]}
         tuned = entries["tuned, gradient"]
         untuned = [entry for name, entry in entries.items() if name != "merged data" and "tuned" not in name]
-        best = min(untuned, key=lambda entry: entry["mean"]["value"])
+        best = min(untuned, key=ratio)
         rows.append(
             [
                 " + ".join(group["domains"]),
                 estimate(tuned["mean"]),
                 estimate(entries["merged data"]["mean"]),
-                change(tuned)[0],
-                f"{estimate(best['mean'])} ({best['name']})",
+                change(tuned, "merged data"),
+                f"{best['name']}: {change(best, 'merged data')}",
             ]
         )
-    return table(["mean perplexity", "tuned, gradient", "merged data", "change", "best untuned"], rows)
+    return table(["mean perplexity", "tuned, gradient", "merged data", "change", "best untuned, change"], rows)
+
+
+def ratio(entry: Mapping[str, Any]) -> float:
+    """Return the mean perplexity of a composite over that of training on merged data, on the same rows."""
+    return entry["against"]["merged data"]["ratio"] if entry["name"] != "merged data" else 1.0
 
 
 def measured(group: Mapping[str, Any]) -> str:
@@ -63,13 +69,15 @@ def measured(group: Mapping[str, Any]) -> str:
     rows = [
         [
             entry["name"],
+            " + ".join(str(entry["rows"][domain]) for domain in group["domains"]),
             *(estimate(entry["perplexity"][domain]) for domain in group["domains"]),
             estimate(entry["mean"]),
-            *change(entry),
+            change(entry, "merged data"),
+            change(entry, "tuned, gradient"),
         ]
-        for entry in sorted(group["composites"], key=lambda entry: entry["mean"]["value"])
+        for entry in sorted(group["composites"], key=ratio)
     ]
-    return table(["rank 4", *group["domains"], "mean", "change", "p"], rows)
+    return table(["rank 4", "rows", *group["domains"], "mean", "against merged data", "against tuned"], rows)
 
 
 def estimate(value: Mapping[str, float]) -> str:
@@ -77,13 +85,13 @@ def estimate(value: Mapping[str, float]) -> str:
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
-def change(entry: Mapping[str, Any]) -> list[str]:
-    """Return how a composite compares with training on merged data."""
-    if entry["name"] == "merged data":
-        return ["", ""]
-    against = entry["against"]
-    ratio, low, high = (100 * (against[key] - 1) for key in ("ratio", "low", "high"))
-    return [f"{ratio:+.1f} % [{low:+.1f}, {high:+.1f}]", f"{against['p']:.3f}"]
+def change(entry: Mapping[str, Any], other: str) -> str:
+    """Return how a composite compares with another one on the rows that both were measured on."""
+    if entry["name"] == other:
+        return ""
+    found = entry["against"][other]
+    middle, low, high = (100 * (found[key] - 1) for key in ("ratio", "low", "high"))
+    return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}], p {found['p']:.3f}"
 
 
 def cost(group: Mapping[str, Any]) -> Iterable[str]:
