@@ -9,6 +9,9 @@ from typing import Any
 
 __all__ = ["report"]
 
+RANK = 4
+"""That of the adapters."""
+
 GROUPS = {
     "equal rank": (
         "Methods at rank 4",
@@ -19,7 +22,10 @@ GROUPS = {
         "At the methods' own rank",
         "The same at rank 12, where a sum needs no truncation; methods that keep less have less.",
     ),
-    "reweighting": ("LEGO without one or both reweightings", "Faithful LEGO at rank 4."),
+    "reweighting": (
+        "LEGO without one or both reweightings",
+        "Faithful LEGO of all three adapters. At their rank 4, the factor sqrt(r/k) of the output is 1.",
+    ),
     "by rank": ("Other ranks", "Faithful and canonical LEGO beside the truncated sum of the same rank."),
     "gauge": (
         "The same adapters, written differently",
@@ -56,13 +62,15 @@ def seen(results: Mapping[str, Any]) -> Iterable[str]:
         f"is number {best[0]} of {len(equal)}, {percent(best[2], plain)} against the truncated sum."
     )
     faithful = means["equal rank", "lego, faithful"]
-    for (group, name), mean in means.items():
-        if group == "reweighting":
-            yield f"Faithful LEGO with reweighting of {name}: {mean:.2f}; as the paper has it: {faithful:.2f}."
+    usual = {RANK: faithful, 8: means["by rank", "lego, faithful, rank 8"]}
+    for subject in results["subjects"]:
+        if subject["group"] == "reweighting":
+            other = usual[subject["settings"]["rank"]]
+            yield f"LEGO, {subject['name']}: {subject['mean']:.2f}; with both reweightings: {other:.2f}."
     gauges = [mean for (group, name), mean in means.items() if group == "gauge" and "faithful" in name]
     yield (
-        f"One and the same delta of medicine, written in other factors, takes faithful LEGO from {faithful:.2f} to "
-        f"{min(gauges):.2f} to {max(gauges):.2f}; in singular form it stays at "
+        f"One and the same delta of medicine, written in other factors, takes faithful LEGO from {faithful:.2f} "
+        f"to between {min(gauges):.2f} and {max(gauges):.2f}; in singular form it stays at "
         f"{means['gauge', 'lego, svd form, another basis']:.2f} (before: {means['equal rank', 'lego, svd form']:.2f})."
     )
     for rank in (2, 1):

@@ -27,7 +27,15 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 EXACT = ("sum", "mean", "ties", "dare_ties", "tsv_m")
 FAITHFUL = {"preset": "faithful"}
 FORMS = {"faithful": FAITHFUL, "balance": {"canonicalize": "balance"}, "svd form": {"canonicalize": "svd"}}
-REWEIGHTS = [("none", "sqrt_rank_over_k"), ("inf", "none"), ("none", "none"), ("inf", "sqrt_total_over_k")]
+REWEIGHTS = [
+    (RANK, "none", "sqrt_rank_over_k"),
+    (RANK, "none", "none"),
+    (RANK, "inf", "sqrt_total_over_k"),
+    (8, "inf", "none"),
+    (8, "none", "sqrt_rank_over_k"),
+    (8, "none", "none"),
+]
+"""Rank, reweighting of parameters and of the output, whose factor sqrt(r/k) is 1 where the adapters' rank is kept."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +96,11 @@ def composite(
 
 
 def reweighted(parents: Sequence[Adapter]) -> Iterator[Subject]:
-    """Yield LEGO with every other combination of its two reweightings."""
-    for parameter, output in REWEIGHTS:
+    """Yield LEGO with other combinations of its two reweightings."""
+    for rank, parameter, output in REWEIGHTS:
         options = {**FAITHFUL, "parameter_reweight": parameter, "output_reweight": output}
-        yield composite("reweighting", f"parameters {parameter}, output {output}", parents, "lego", RANK, **options)
+        name = f"rank {rank}, parameters {parameter}, output {output}"
+        yield composite("reweighting", name, parents, "lego", rank, **options)
 
 
 def by_rank(parents: Sequence[Adapter]) -> Iterator[Subject]:
