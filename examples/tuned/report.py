@@ -12,7 +12,7 @@ __all__ = ["report"]
 
 def report(results: Mapping[str, Any]) -> str:
     """Return RESULTS.md."""
-    parts = [head(results), short(results["groups"])]
+    parts = [head(results), short(results["groups"]), reached(results["groups"])]
     for group in results["groups"]:
         parts += [f"## {' + '.join(group['domains'])}", measured(group), "\n".join(cost(group))]
     return "\n\n".join(parts) + "\n"
@@ -59,6 +59,30 @@ def short(groups: Sequence[Mapping[str, Any]]) -> str:
     return table(["mean perplexity", "tuned, gradient", "merged data", "change", "best untuned, change"], rows)
 
 
+def reached(groups: Sequence[Mapping[str, Any]]) -> str:
+    """Return which composites are as good as training on the merged data, and which beat all untuned ones."""
+    good, near, best = [], [], []
+    for group in groups:
+        entries = {entry["name"]: entry for entry in group["composites"]}
+        found, name = entries["tuned, gradient"]["against"]["merged data"], " + ".join(group["domains"])
+        if found["ratio"] <= 1:
+            good.append(name)
+        elif found["low"] <= 1:
+            near.append(name)
+        untuned = [entry for key, entry in entries.items() if key != "merged data" and "tuned" not in key]
+        if all(entry["against"]["tuned, gradient"]["low"] > 1 for entry in untuned):
+            best.append(name)
+    return (
+        f"Tuned by gradient, at or below training on the merged data: {listed(good)}; above it, with an interval that "
+        f"reaches it: {listed(near)}. Better than every untuned method, with the whole interval: {listed(best)}."
+    )
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a line."""
+    return ", ".join(names) or "none"
+
+
 def ratio(entry: Mapping[str, Any]) -> float:
     """Return the mean perplexity of a composite over that of training on merged data, on the same rows."""
     return entry["against"]["merged data"]["ratio"] if entry["name"] != "merged data" else 1.0
@@ -91,7 +115,8 @@ def change(entry: Mapping[str, Any], other: str) -> str:
         return ""
     found = entry["against"][other]
     middle, low, high = (100 * (found[key] - 1) for key in ("ratio", "low", "high"))
-    return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}], p {found['p']:.3f}"
+    chance = f"p {found['p']:.3f}" if found["p"] >= 0.001 else "p < 0.001"
+    return f"{middle:+.1f} % [{low:+.1f}, {high:+.1f}], {chance}"
 
 
 def cost(group: Mapping[str, Any]) -> Iterable[str]:
