@@ -16,7 +16,8 @@ GROUPS = {
     "equal rank": (
         "Methods at rank 4",
         "All three adapters, weights 1, every composite of rank 4. TIES and DARE work on the entries of the deltas, as "
-        "in their papers, and keep a fifth and half of them; the rest has its defaults.",
+        "in their papers, and keep a fifth and half of them; the rest has its defaults. `linear`, as PEFT has it, adds "
+        "the factors: where all trainings started from one lora_A, that makes three times the sum.",
     ),
     "own rank": (
         "At the methods' own rank",
