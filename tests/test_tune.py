@@ -20,10 +20,11 @@ from hub_merge import Adapter, merge  # noqa: E402
 from hub_merge.adapter import LoraFactors  # noqa: E402
 from hub_merge.cli.app import cli  # noqa: E402
 from hub_merge.errors import EvaluationError, MergeError, ProofFailed, RecipeError  # noqa: E402
-from hub_merge.evaluate import LanguageModel, QuestionSet, mean_perplexity, read_questions  # noqa: E402
+from hub_merge.evaluate import Encoded, LanguageModel, QuestionSet, mean_perplexity, read_questions  # noqa: E402
 from hub_merge.mixtures import Mixture, read_mixtures, write_mixtures  # noqa: E402
 from hub_merge.provenance import read_record  # noqa: E402
 from hub_merge.tune import Steps, closest, learned, responses, tune  # noqa: E402
+from hub_merge.tune.learning import _drawn  # noqa: E402
 from hub_merge.tune.units import parts_of  # noqa: E402
 from tests.helpers import random_factors  # noqa: E402
 from tests.test_evaluate import TEXTS, trained  # noqa: E402
@@ -204,6 +205,21 @@ def test_learning_makes_the_rows_cheaper_and_leaves_the_model_alone(folder: Path
     assert all(weight.requires_grad for weight in model.model.parameters())
     again = learned(model, parents, start, encoded, steps=Steps(epochs=15, batch=2, rate=0.05))
     assert all(np.array_equal(end[name].out, again[name].out) for name in end)
+
+
+def test_learning_sees_every_row_of_unequal_domains_equally_often() -> None:
+    lengths = {"many": 37, "few": 5}
+    domains = {name: [Encoded((place,) * (place + 2), 1) for place in range(count)] for name, count in lengths.items()}
+    steps = Steps(epochs=3, batch=4)
+    drawn = list(_drawn(domains, steps, 30, seed=0))
+    assert len(drawn) == 30
+    for name, count in lengths.items():
+        seen = [row.tokens[0] for step in drawn for row in step.get(name, ())]
+        for turn in range(steps.epochs):
+            assert sorted(seen[turn * count : (turn + 1) * count]) == list(range(count))
+        assert len(seen) == steps.epochs * count
+    assert max(len(step["many"]) for step in drawn) <= steps.batch
+    assert [step for step in drawn if "few" not in step]
 
 
 @pytest.mark.parametrize("how", ["closed", "gradient"])

@@ -42,6 +42,7 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "dare_ties": {"space": "delta", "density": 0.5},
 }
 """As in their papers: on the entries of the deltas, of which TIES keeps a fifth and DARE half."""
+
 PACKAGES = ("hub-merge", "numpy", "torch", "transformers")
 MOST_TOKENS = 320
 
