@@ -25,8 +25,7 @@ from hub_merge.cli.app import cli  # noqa: E402
 from hub_merge.errors import CheckpointError, EvaluationError, HubMergeError, OutputExists  # noqa: E402
 from hub_merge.evaluate import LanguageModel, evaluate, read_questions, results_of, run_tasks  # noqa: E402
 from hub_merge.measurements import Measurement  # noqa: E402
-from tests.test_evaluate import TEXTS, by_hand, trained  # noqa: E402
-from tests.tiny_models import tiny_llama, tiny_tokenizer  # noqa: E402
+from tests.tiny_models import TEXTS, by_hand, tiny_base, tiny_tokenizer, trained, write_questions  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -47,17 +46,11 @@ metric_list: [{{metric: perplexity}}]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, three adapters and the questions of two domains."""
     place = tmp_path_factory.mktemp("eval")
-    tokenizer = tiny_tokenizer()
-    base = tiny_llama(len(tokenizer))
-    base.save_pretrained(place / "base")
-    tokenizer.save_pretrained(place / "base")
-    base.name_or_path = base.config._name_or_path = "tiny/llama"
+    base = tiny_base(place)
     for seed, name in enumerate(NAMES):
         trained(base, place / name, seed, target_modules=["q_proj", "v_proj"])
     for domain, rows in (("first", TEXTS[:2]), ("second", TEXTS[2:])):
-        (place / domain).mkdir()
-        lines = [json.dumps({"question": question, "answer": answer}) for question, answer in rows]
-        (place / domain / "test.jsonl").write_text("\n".join(lines) + "\n")
+        write_questions(place / domain / "test.jsonl", rows)
     return place
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,16 +28,9 @@ from hub_merge.evaluate import (  # noqa: E402
     read_questions,
 )
 from hub_merge.pipeline import merge  # noqa: E402
-from tests.tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer  # noqa: E402
+from tests.tiny_models import TEXTS, by_hand, tiny_gpt2, tiny_llama, tiny_tokenizer, trained  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
-
-TEXTS = [
-    ("How many?", "three"),
-    ("Which colour has the sky on a clear day in May", "blue, but for clouds"),
-    ("", "b"),
-    ("Two plus two", "2 + 2 = 4\nthe answer is 4"),
-]
 
 
 @pytest.fixture(autouse=True)
@@ -56,34 +48,6 @@ def language_model(model: Any = None, **settings: Any) -> LanguageModel:
 
 def questions() -> list[Question]:
     return [QuestionFormat()({"question": question, "answer": answer}) for question, answer in TEXTS]
-
-
-def by_hand(model: Any, tokenizer: Any, rows: list[tuple[str, str]]) -> tuple[float, float]:
-    """Return perplexity of the answers and of the texts: one row at a time, no padding, one token after the other."""
-    nats: dict[str, list[float]] = {"answer": [], "text": []}
-    for question, answer in rows:
-        prompt = tokenizer.tokenize(f"Question: {question}\nAnswer:")
-        tokens = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(f"Question: {question}\nAnswer: {answer}"))
-        tokens.append(tokenizer.eos_token_id)
-        first = len(prompt) if answer.startswith("b") else len(prompt) + 1  # " b" is one token, " t" are two
-        with torch.no_grad():
-            logits = model(torch.tensor([tokens])).logits[0].double()
-        for place in range(1, len(tokens)):
-            chances = torch.exp(logits[place - 1]) / torch.exp(logits[place - 1]).sum()
-            nats["text"].append(-math.log(chances[tokens[place]]))
-            if place >= first:
-                nats["answer"].append(nats["text"][-1])
-    return tuple(math.exp(math.fsum(part) / len(part)) for part in nats.values())  # type: ignore[return-value]
-
-
-def trained(base: Any, folder: Path, seed: int, **config: Any) -> Path:
-    """Write an adapter with random factors as PEFT does."""
-    torch.manual_seed(seed)
-    settings = {"task_type": "CAUSAL_LM", "init_lora_weights": False, "r": 2, "lora_alpha": 4, **config}
-    peft.get_peft_model(copy.deepcopy(base), peft.LoraConfig(**settings)).save_pretrained(
-        folder, save_embedding_layers=False
-    )
-    return folder
 
 
 @pytest.mark.parametrize("batch_tokens", [40, 60, 4096])

@@ -15,8 +15,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-from tests.test_evaluate import by_hand, trained  # noqa: E402
-from tests.tiny_models import tiny_llama, tiny_tokenizer  # noqa: E402
+from tests.tiny_models import by_hand, tiny_base, tiny_tokenizer, trained, write_questions  # noqa: E402
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 DOMAINS = ("math", "medicine", "finance")
@@ -31,18 +30,13 @@ MIXED = {
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, the adapters that the examples name and the questions of each domain."""
     place = tmp_path_factory.mktemp("examples")
-    tokenizer = tiny_tokenizer()
-    base = tiny_llama(len(tokenizer))
-    base.save_pretrained(place / "base")
-    tokenizer.save_pretrained(place / "base")
-    base.name_or_path = base.config._name_or_path = "tiny/llama"
+    base = tiny_base(place)
     names = ["_".join(chosen) for size in (1, 2, 3) for chosen in combinations(DOMAINS, size)]
     for seed, name in enumerate([*names, *MIXED]):
         trained(base, place / name, seed, **{"r": 4, "target_modules": PROJECTIONS, **MIXED.get(name, {})})
     for domain in DOMAINS:
         for split, count in (("train", 6), ("test", 4)):
-            lines = [json.dumps(dict(zip(("question", "answer"), row, strict=True))) for row in rows(domain, count)]
-            (place / domain / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+            write_questions(place / domain / f"{split}.jsonl", rows(domain, count))
     return place
 
 

@@ -18,8 +18,7 @@ pytest.importorskip("peft")
 pytest.importorskip("transformers")
 
 from hub_merge.adapter import Adapter  # noqa: E402
-from tests.test_evaluate import by_hand  # noqa: E402
-from tests.tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer  # noqa: E402
+from tests.tiny_models import by_hand, tiny_base, tiny_gpt2, tiny_llama, tiny_tokenizer, write_questions  # noqa: E402
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "naive_summation"
 DOMAINS = ("finance", "math", "medicine")
@@ -51,14 +50,10 @@ def questions(domain: str) -> list[tuple[str, str]]:
 
 def laid_out(folder: Path, make: Callable[..., Any] = tiny_llama) -> None:
     """Write a base and the questions of every domain."""
-    tokenizer = tiny_tokenizer()
-    make(len(tokenizer)).save_pretrained(folder / "base")
-    tokenizer.save_pretrained(folder / "base")
+    tiny_base(folder, make)
     for domain in DOMAINS:
-        (folder / domain).mkdir()
-        lines = "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in questions(domain))
         for split in ("train", "test"):
-            (folder / domain / f"{split}.jsonl").write_text(lines)
+            write_questions(folder / domain / f"{split}.jsonl", questions(domain))
 
 
 def test_the_whole_protocol_on_a_tiny_model(program: Program, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,8 +26,7 @@ from hub_merge.tune import Steps, closest, learned, responses, tune  # noqa: E40
 from hub_merge.tune.learning import _drawn  # noqa: E402
 from hub_merge.tune.units import parts_of  # noqa: E402
 from tests.helpers import random_factors  # noqa: E402
-from tests.test_evaluate import TEXTS, trained  # noqa: E402
-from tests.tiny_models import tiny_gpt2, tiny_llama, tiny_tokenizer  # noqa: E402
+from tests.tiny_models import TEXTS, tiny_base, tiny_gpt2, tiny_llama, tiny_tokenizer, trained, write_questions  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -39,16 +37,11 @@ NAMES = ("one", "two")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a base, two adapters and the questions of a domain each."""
     place = tmp_path_factory.mktemp("tune")
-    tokenizer = tiny_tokenizer()
-    base = tiny_llama(len(tokenizer))
-    base.save_pretrained(place / "base")
-    tokenizer.save_pretrained(place / "base")
-    base.name_or_path = base.config._name_or_path = "tiny/llama"
+    base = tiny_base(place)
     for seed, name in enumerate(NAMES):
         trained(base, place / name, seed, target_modules=["q_proj", "v_proj"])
     for domain, rows in zip(NAMES, (TEXTS[:2], TEXTS[2:]), strict=True):
-        lines = [json.dumps({"question": question, "answer": answer}) for question, answer in rows]
-        (place / f"{domain}.jsonl").write_text("\n".join(lines) + "\n")
+        write_questions(place / f"{domain}.jsonl", rows)
     return place
 
 
