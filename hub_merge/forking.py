@@ -31,7 +31,7 @@ def can_fork() -> bool:
 def in_processes(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
     """Yield ``work(item)`` for each item, in order; this process does every ``workers``-th, forked ones do the others.
 
-    An item whose process was killed is worked on here.
+    An item whose process was killed, or raised what no pickle can carry, is worked on here.
 
     Args:
         work: What it changes outside of itself must be files alone; what it returns or raises is pickled.
@@ -102,4 +102,6 @@ def _outcome(work: Callable[[Item], Result], item: Item) -> bytes:
         return pickle.dumps((None, work(item)))
     except Exception as error:
         error.add_note("".join(traceback.format_exception(error)))
-        return pickle.dumps((error, None))
+        told = pickle.dumps((error, None))
+        pickle.loads(told)  # one that cannot be made again ends this process, and comes up where it can be raised
+        return told

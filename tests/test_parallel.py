@@ -87,6 +87,26 @@ def test_an_error_of_a_forked_process_is_raised_as_it_was(place: int) -> None:
 
 
 @linux
+def test_an_error_that_no_pickle_can_carry_is_raised_all_the_same() -> None:
+    found = lines_of("""
+        class Odd(Exception):
+            def __init__(self, item, why):
+                super().__init__(f"{item} is {why}")
+
+        def work(item):
+            if item == 1:
+                raise Odd(item, "odd")
+            return item
+
+        try:
+            list(map_modules(work, range(4), 2, forks=True))
+        except Odd as error:
+            print(error)
+    """)
+    assert found == ["1", "is", "odd"]
+
+
+@linux
 def test_what_a_killed_process_did_not_do_is_done_by_the_one_that_forked_it() -> None:
     found = lines_of("""
         mine = os.getpid()
