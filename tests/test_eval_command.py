@@ -233,7 +233,13 @@ def test_tasks_are_run_on_what_the_model_wears(folder: Path, run: Run, monkeypat
         with torch.no_grad():
             value = model.logits(torch.arange(9)[None]).logits.mean().item()
         results = {task: {"alias": task, "acc,none": value, "acc_stderr,none": 0.5} for task in tasks}
-        return {"results": results, "n-shot": dict.fromkeys(tasks, 0), "n-samples": {tasks[0]: {"effective": limit}}}
+        results["other"] = {"acc,none": value}
+        return {
+            "results": results,
+            "configs": {"easy": {"test_split": None, "validation_split": "val"}, "other": {"test_split": "test"}},
+            "n-shot": dict.fromkeys(tasks, 0),
+            "n-samples": {tasks[0]: {"effective": limit}},
+        }
 
     harness = types.ModuleType("lm_eval")
     harness.simple_evaluate, harness.__version__ = simple_evaluate, "0.0"  # type: ignore[attr-defined]
@@ -250,13 +256,14 @@ def test_tasks_are_run_on_what_the_model_wears(folder: Path, run: Run, monkeypat
             assert values[name] == pytest.approx(model(torch.arange(9)[None]).logits.mean().item(), rel=1e-4)
     assert found["two"][0] == {
         "dataset": "easy",
-        "split": "test",
+        "split": "val",
         "metric": "acc",
         "value": values["two"],
         "interval": [values["two"] - 0.98, values["two"] + 0.98],
         "rows": 7,
         "how": "lm-eval 0.0, 0-shot; interval: 1.96 standard errors",
     }
+    assert found["two"][1]["split"] == "test"
     done = run("--tasks", "easy,unheard", fails=EvaluationError)
     assert "no task unheard" in str(done.exception)
 
@@ -276,4 +283,4 @@ def test_lm_eval_itself_finds_the_losses_of_the_answers(folder: Path, tmp_path: 
         sums.append(math.fsum(chances[place - 1, tokens[place]] for place in range(len(prompt), len(tokens))))
     assert entry["metric"] == "perplexity"
     assert entry["value"] == pytest.approx(math.exp(-sum(sums) / 2), rel=1e-4)
-    assert entry["rows"] == 2
+    assert (entry["rows"], entry["split"]) == (2, "test")

@@ -22,7 +22,6 @@ def run_tasks(
     tasks: Sequence[str],
     *,
     limit: int | None = None,
-    shots: int | None = None,
     folder: Path | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Return what lm-eval finds for each composite, in the form of ``results_of``.
@@ -32,7 +31,6 @@ def run_tasks(
         composites: By name: adapters, composites, or ``None`` for the plain base.
         tasks: Names of tasks of lm-eval.
         limit: Rows a task, ``None`` for all.
-        shots: Examples in the prompt; ``None`` takes the task's own number.
         folder: Folder with tasks of your own, in lm-eval's YAML.
 
     Raises:
@@ -54,9 +52,7 @@ def run_tasks(
     found = {}
     for name, wearable in composites.items():
         with model.wearing(wearable):
-            done = lm_eval.simple_evaluate(
-                model=subject, tasks=list(tasks), num_fewshot=shots, limit=limit, task_manager=manager
-            )
+            done = lm_eval.simple_evaluate(model=subject, tasks=list(tasks), limit=limit, task_manager=manager)
         found[name] = list(_entries(done, getattr(lm_eval, "__version__", "")))
     return found
 
@@ -64,6 +60,7 @@ def run_tasks(
 def _entries(done: Mapping[str, Any], version: str) -> Iterator[dict[str, Any]]:
     """Yield one entry a task and metric; standard errors become intervals."""
     for task, values in done["results"].items():
+        asked = done.get("configs", {}).get(task, {})
         for key, value in values.items():
             metric, _, kind = key.partition(",")
             if metric.endswith("_stderr") or not kind or isinstance(value, str):
@@ -73,7 +70,7 @@ def _entries(done: Mapping[str, Any], version: str) -> Iterator[dict[str, Any]]:
             shots = done.get("n-shot", {}).get(task)
             yield {
                 "dataset": task,
-                "split": "test",
+                "split": asked.get("test_split") or asked.get("validation_split") or "",
                 "metric": metric if kind == "none" else f"{metric} ({kind})",
                 "value": float(value),
                 "interval": None if spread is None else [value - spread, value + spread],
