@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from hub_merge.adapter import Adapter, LoraFactors, Origin
+from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.composite import Composite
 from hub_merge.errors import (
     AdapterNotFound,
@@ -25,7 +25,6 @@ from hub_merge.errors import (
     MergeError,
     OutputExists,
     ProofFailed,
-    PublishError,
     RecipeError,
     UnknownMethod,
 )
@@ -38,7 +37,6 @@ from hub_merge.pipeline import (
     check_references,
     merge,
     merge_to_folder,
-    push_folder,
     save,
     score_references,
     verify,
@@ -534,13 +532,6 @@ def test_the_recipe_of_a_composite_runs_with_its_local_parents_named_behind_it(
 def test_a_rank_beyond_what_the_adapters_have_is_told(parents: tuple[Path, Path]) -> None:
     composite = merge(opened(*parents), rank=1000)
     assert any("rank 1000 is more than" in found.seen for found in composite.compatibility.report.cautions)
-
-
-def test_a_composite_is_not_pushed_over_its_own_parent(parents: tuple[Path, Path], tmp_path: Path, hub: Hub) -> None:
-    origin = Origin(repo_id="alice/math", commit="0" * 40, folder=parents[0])
-    merge([replace(Adapter.from_pretrained(parents[0]), origin=origin)]).save_pretrained(tmp_path / "out")
-    with pytest.raises(PublishError, match=r"Alice/math is a parent of this composite.*--create-pr"):
-        push_folder(tmp_path / "out", "Alice/math", hub=hub, force=True)
 
 
 # --- other ways in ----------------------------------------------------------------------------------------------------

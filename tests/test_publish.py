@@ -161,6 +161,26 @@ def test_a_renamed_repository_is_updated_under_its_new_name(hub_lfs: HubDouble, 
     assert publish(hub_lfs, folder, "alice/old").repo_id == "alice/composite"
 
 
+@pytest.mark.parametrize("repo_id", ["alice/math", "Alice/Math", "math", "alice/old"])
+@pytest.mark.parametrize("there", [True, False])
+def test_what_the_files_were_made_from_is_not_replaced(
+    hub_lfs: HubDouble, folder: Path, repo_id: str, there: bool
+) -> None:
+    if there:
+        hub_lfs.add_repo("alice/math", {"README.md": b"mine"})
+        hub_lfs.renames["alice/old"] = "alice/math"
+    sources = ["bob/law", "alice/math" if there else f"alice/{repo_id.rpartition('/')[2]}"]
+    with pytest.raises(PublishError) as refused:
+        publish(hub_lfs, folder, repo_id, sources=sources, force=True)
+    assert_says(refused, "made from", remedy="--create-pr")
+    assert not writes(hub_lfs)
+
+
+def test_a_pull_request_to_what_the_files_were_made_from_is_opened(hub: HubDouble, folder: Path) -> None:
+    hub.add_repo("bob/theirs", {"README.md": b"theirs"})
+    assert publish(hub, folder, "bob/theirs", sources=["bob/theirs"], create_pr=True).pr_url
+
+
 # --- pull requests ----------------------------------------------------------------------------------------------------
 
 

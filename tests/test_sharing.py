@@ -79,6 +79,15 @@ def texts(hub: HubDouble, repo_id: str = NAME) -> dict[str, str]:
 # --- what is taken along ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("repo_id", ["alice/Llama-math", "Alice/Llama-math", "Llama-math"])
+def test_a_composite_is_not_pushed_over_its_own_parent(hub_lfs: HubDouble, tmp_path: Path, repo_id: str) -> None:
+    put_base(hub_lfs, "mit")
+    put(hub_lfs, "alice/Llama-math", adapter(tmp_path / "math", "mit"))
+    folder = merged(hub_lfs, tmp_path, "alice/Llama-math")
+    with pytest.raises(PublishError, match=r"Llama-math is one of the repositories .* made from.*--create-pr"):
+        push(hub_lfs, folder, repo_id, force=True)
+
+
 def test_texts_and_notice_of_base_and_parents_are_carried(hub_lfs: HubDouble, tmp_path: Path) -> None:
     put_base(hub_lfs)
     put(hub_lfs, "bob/math", adapter(tmp_path / "math", "mit", LICENSE=MIT, NOTICE="By Bob."))

@@ -14,7 +14,7 @@ from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
 from hub_merge.card import published_card, update_card
 from hub_merge.compat import check
-from hub_merge.errors import IncompatibleAdapters, MergeError, OutputExists, ProofFailed, PublishError, RecipeError
+from hub_merge.errors import IncompatibleAdapters, MergeError, OutputExists, ProofFailed, RecipeError
 from hub_merge.formats.checkpoints import MODEL_INDEX, Checkpoint, companion_files
 from hub_merge.formats.peft import contained
 from hub_merge.fusion.card import render_fused_card
@@ -289,12 +289,6 @@ def push_fused(
             repository changed meanwhile.
     """
     record = read_fusion(folder)
-    taken = {source.repo_id.lower() for source in record.sources if source.repo_id}
-    if repo_id.lower() in taken and not asked.get("create_pr"):
-        raise PublishError(
-            f"{repo_id} is what this model was made from; publishing there would replace it.",
-            remedy="Choose another repository.",
-        )
     require_lawful(record.license, repo_id, accept_unknown=accept_unknown_license)
     if private is None and not all(is_open(source, hub) for source in record.sources):
         private = True
@@ -306,4 +300,5 @@ def push_fused(
         local = update_card(written, render_fused_card(record, repo_id=full_id))
         return {CARD_FILE: local if published is None else published_card(published, local)}
 
-    return publish_folder(folder, repo_id, hub=hub, files=names, private=private, texts=texts, **asked)
+    sources = [source.repo_id for source in record.sources if source.repo_id]
+    return publish_folder(folder, repo_id, hub=hub, files=names, private=private, texts=texts, sources=sources, **asked)

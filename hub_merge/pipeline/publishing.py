@@ -54,13 +54,6 @@ def push_folder(
         PublishError: The licences do not allow it, the Hub refused, or the repository changed meanwhile.
     """
     recorded = read_record(folder)
-    if not asked.get("create_pr") and repo_id.lower() in {
-        parent.repo_id.lower() for parent in recorded.parents if parent.repo_id
-    }:
-        raise PublishError(
-            f"{repo_id} is a parent of this composite; publishing there would replace it.",
-            remedy="Choose another repository, or open a pull request with --create-pr.",
-        )
     names = [*PUBLISHED_FILES, *carried_names(recorded)]
     files = [name for name in names if contained(folder, name).is_file()]
     record, added = _with_base(recorded, folder, hub)
@@ -73,6 +66,7 @@ def push_folder(
         hub=hub,
         files=files,
         private=private,
+        sources=[parent.repo_id for parent in record.parents if parent.repo_id],
         texts=lambda full_id, published: {
             **added,
             **benchmark_files(record),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
@@ -39,6 +39,7 @@ def publish_folder(
     repo_type: RepoType = "model",
     mark: str = RECORD_FILE,
     replaced: str | None = None,
+    sources: Collection[str] = (),
 ) -> Published:
     """Publish files of a folder as one commit, on a branch or as a pull request, and list it where that is asked for.
 
@@ -65,6 +66,7 @@ def publish_folder(
         repo_type: Kind of the repository.
         mark: File by which a repository is known to be made by this package.
         replaced: Start of the paths that ``files`` are all of: others in the repository are removed.
+        sources: Repositories that the files were made from, which only a pull request may change.
 
     Raises:
         PublishError: There is no right to write, the repository is not fit or changed meanwhile, or the Hub refused.
@@ -79,10 +81,12 @@ def publish_folder(
     _check_asked(create_pr, branch, shelf)
     job = Job(hub, full_id, user, paths, create_pr, commit_message or "Publish with hub-merge", branch, repo_type)
     target = _look(job)
+    if target.head is not None:
+        job = replace(job, repo_id=target.head.repo_id)
+    _check_no_source(job, {full_id.lower(), job.repo_id.lower()}, sources)
     if target.head is None:
         _check_new(job, owners)
     else:
-        job = replace(job, repo_id=target.head.repo_id)
         _check_existing(job, target.head, private=private, force=force, mark=mark)
     check_collection(job, shelf, owners)
     with workspace() as place:
@@ -202,6 +206,14 @@ def _check_new(job: Job, owners: frozenset[str]) -> None:
         raise PublishError(
             f"There is no repository {job.repo_id} to open a pull request in.",
             remedy="Publish without a pull request, which creates it.",
+        )
+
+
+def _check_no_source(job: Job, names: Collection[str], sources: Collection[str]) -> None:
+    if not job.create_pr and not {source.lower() for source in sources}.isdisjoint(names):
+        raise PublishError(
+            f"{job.repo_id} is one of the repositories that this was made from; publishing there would replace it.",
+            remedy="Choose another repository, or open a pull request with --create-pr.",
         )
 
 
