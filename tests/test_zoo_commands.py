@@ -74,13 +74,47 @@ def test_near_far_and_complement_answer_from_the_index_or_exactly(filled: HubDou
 
 
 def test_a_local_adapter_can_be_asked_about_and_added(filled: HubDouble, tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    for name, content in adapter_files(gpt2_factors((0, 3, 8), layers=1)).items():
-        (folder / name).write_bytes(content)
+    local_adapter(tmp_path / "mine", (0, 3, 8))
     assert answer("zoo", "near", "./mine", "--limit", "1")[0]["key"] == "someone/alone-0-8"
     assert answer("zoo", "add", "./mine", "author/run-0-step-1", "--workers", "1")["indexed"] == 1
     assert len(Index(Path("zoo")).known()) == 11
+
+
+def local_adapter(folder: Path, seed: Any, **settings: Any) -> Path:
+    folder.mkdir()
+    for name, content in adapter_files(gpt2_factors(seed, layers=1), **settings).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_local_adapter_that_cannot_be_used_is_told_and_the_others_are_added(hub: HubDouble, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    local_adapter(tmp_path / "good", 1)
+    (local_adapter(tmp_path / "bad", 2) / "adapter_model.safetensors").write_bytes(b"no weights")
+    result = CliRunner().invoke(cli, ["zoo", "add", "./bad", "./good", "--workers", "1", "--json"])
+    told = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert (told["listed"], told["indexed"], told["unusable"]) == (2, 1, 1)
+    assert told["left_out"][0].startswith("./bad: ")
+    assert "Warning: ./bad: " in result.stderr
+    assert [key.partition("#")[0] for key in Index(Path("zoo")).known()] == ["./good"]
+
+
+@pytest.mark.parametrize("named", [["./bad"], ["nobody/nothing"], ["./bad", "./nowhere"]], ids=" ".join)
+def test_adding_nothing_ends_with_1_and_leaves_no_empty_index(hub: HubDouble, tmp_path: Path, named: list[str]) -> None:
+    pytest.importorskip("pyarrow")
+    (local_adapter(tmp_path / "bad", 2) / "adapter_model.safetensors").write_bytes(b"no weights")
+    if "nobody/nothing" in named:
+        hub.faults.add("GET /api/models/nobody", status=503, times=None)
+    assert CliRunner().invoke(cli, ["zoo", "add", *named, "--workers", "1"]).exit_code == 1
+    assert not Path("zoo").exists()
+
+
+def test_an_index_that_was_there_stays_where_nothing_is_added(hub: HubDouble) -> None:
+    pytest.importorskip("pyarrow")
+    Index.create(Path("zoo"))
+    assert "nothing" in run("zoo", "add", "./nowhere", "--workers", "1", "--format", "human", code=1).casefold()
+    assert Index(Path("zoo")).known() == {}
 
 
 def test_families_and_their_map(filled: HubDouble) -> None:

@@ -35,6 +35,7 @@ class Built:
         unchanged: Those that were left alone: indexed at this commit, or their files are the same.
         unusable: Those that have none, for a reason that the index keeps.
         missed: Those that did not arrive whole; another build asks for them again.
+        left_out: Why local adapters are unusable: the index keeps the reason for those of the Hub only.
     """
 
     listed: int = 0
@@ -42,6 +43,7 @@ class Built:
     unchanged: int = 0
     unusable: int = 0
     missed: int = 0
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,23 +206,26 @@ def add(
         progress: Told how far the work is.
 
     Raises:
-        HubMergeError: A reference names nothing, or a local adapter cannot be used.
+        HubMergeError: A reference names nothing, or as ``build``.
     """
     from hub_merge.hub import parse_reference
 
     hub = access.connect()
     local = [reference for reference in references if _is_local(reference)]
     found = [Found(parse_reference(text), base) for text in references if text not in local]
-    entries = []
-    for reference in local:
-        adapter = open_adapter(reference, hub=hub)
-        entries.append(local_entry(adapter, stated_base(adapter, hub, base)))
+    left_out = []
     with index.writing() as writer:
-        for entry in entries:
-            writer.put(entry)
+        for reference in local:
+            try:
+                adapter = open_adapter(reference, hub=hub)
+                writer.put(local_entry(adapter, stated_base(adapter, hub, base)))
+            except HubMergeError as error:
+                left_out.append(str(error))
     built = fill(index, found, access=access, engine=engine, retry=True, progress=progress)
-    built.listed += len(entries)
-    built.indexed += len(entries)
+    built.listed += len(local)
+    built.indexed += len(local) - len(left_out)
+    built.unusable += len(left_out)
+    built.left_out = tuple(left_out)
     return built
 
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -166,6 +166,16 @@ class Index:
             finally:
                 writer.flush()
             self._compact(writer)
+
+    def discard(self) -> None:
+        """Remove the index if nothing is in it and nobody else writes to it."""
+        with suppress(OSError, OutputExists):
+            with entered(self.folder / WRITING, patience=0.0):
+                if not self.files and not self.searches:
+                    (self.folder / DATA).rmdir()
+                    (self.folder / MARK_FILE).unlink()
+            if not (self.folder / MARK_FILE).exists():
+                self.folder.rmdir()
 
     def _compact(self, writer: Writer) -> None:
         """Put small files together, some at a time, and leave out rows that others took the place of."""

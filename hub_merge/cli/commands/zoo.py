@@ -181,15 +181,23 @@ def add(
 ) -> None:
     """Index the adapters that are named, of the Hub or of this machine.
 
-    Of a local adapter the index keeps the name and a hash, not the path.
+    Of a local adapter the index keeps the name and a hash, not the path. What cannot be used is left out with the
+    reason; the exit code is 1 if that is all of them.
     """
     from hub_merge.cli.show.zoo import print_built
     from hub_merge.zoo.building import add as run
     from hub_merge.zoo.index import Index
 
+    is_new = not folder.exists()
     index = Index.create(folder)
-    built = run(index, adapters, access=_access(token), base=base, engine=engine, progress=out.progress())
+    try:
+        built = run(index, adapters, access=_access(token), base=base, engine=engine, progress=out.progress())
+    finally:
+        if is_new:
+            index.discard()
     print_built(out, built, folder)
+    if not built.indexed and not built.unchanged:
+        raise click.exceptions.Exit(1)
 
 
 @zoo.command(examples=["zoo update", "zoo update --index gpt2-zoo --retry-failed"])

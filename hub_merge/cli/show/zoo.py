@@ -67,10 +67,17 @@ def _fit_row(fit: Fit) -> dict[str, Any]:
 
 def print_built(out: Output, built: Built, folder: Path) -> None:
     """Print what a build did."""
-    out.fields(asdict(built), title=f"✓ Indexed in {folder}")
+    values = asdict(built)
+    left_out = values.pop("left_out")
+    if out.mode == "json" and left_out:
+        values["left_out"] = left_out
+    done = built.indexed or built.unchanged or not built.listed
+    out.fields(values, title=f"✓ Indexed in {folder}" if done else "✗ Nothing could be indexed")
+    for reason in left_out:
+        out.warning(reason)
     if built.missed:
         out.hint("the Hub did not deliver all: hub-merge zoo update asks for the rest again")
-    elif built.unusable:
+    elif built.unusable > len(left_out):
         out.hint("hub-merge zoo stats tells why adapters could not be used")
 
 
