@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from huggingface_hub import constants
 
 from hub_merge.cli.app import cli
+from hub_merge.errors import MergeError
 from hub_merge.zoo.index import Index
 from hub_merge.zoo.job import script
 from tests.hub_double import HubDouble
@@ -24,6 +25,7 @@ def hub(hub_lfs: HubDouble, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     template = hub_lfs.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setenv("HF_TOKEN", hub_lfs.token("alice"))
+    monkeypatch.setattr(sys, "argv", ["hub-merge"])
     monkeypatch.chdir(tmp_path)
     return hub_lfs
 
@@ -80,6 +82,58 @@ def test_a_local_adapter_can_be_asked_about_and_added(filled: HubDouble, tmp_pat
     assert len(Index(Path("zoo")).known()) == 11
 
 
+def test_answers_about_local_adapters_name_commands_that_can_be_run(hub: HubDouble, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for seed, name in enumerate(("my math", "medicine")):
+        local_adapter(tmp_path / name, seed)
+    run("zoo", "add", "./my math", "./medicine", "--workers", "1")
+    said = told("zoo", "complement", "./my math")
+    assert "Hint: hub-merge check './my math' PATH/TO/medicine" in said
+    assert "exact comparison, which local adapters lack: the index keeps no path of them" in said
+    assert "Hint: hub-merge score ./medicine 'PATH/TO/my math'" in told("zoo", "near", "./medicine")
+    assert "which --no-exact leaves out" in told("zoo", "near", "./medicine", "--no-exact")
+    (key,) = (key for key in Index(Path("zoo")).known() if key.startswith("./medicine#"))
+    said = told("zoo", "near", key)
+    assert "this adapter is known from the index alone" in said
+    assert "Hint: hub-merge score PATH/TO/medicine 'PATH/TO/my math'" in said
+
+
+def test_a_set_of_local_adapters_is_proposed_with_the_command_that_merges_it(hub: HubDouble, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    for seed, name in enumerate(("math", "medicine")):
+        local_adapter(tmp_path / name, seed)
+    run("zoo", "add", "./math", "./medicine", "--workers", "1")
+    assert "Hint: hub-merge merge PATH/TO/math PATH/TO/medicine -o merged" in told(
+        "zoo", "compose", "--skills", "math,medicine"
+    )
+    result = CliRunner().invoke(cli, ["zoo", "compose", "--skills", "math,medicine", "-o", "my set", "--json"])
+    assert [chosen["skill"] for chosen in json.loads(result.stdout)["adapters"]] == ["math", "medicine"]
+    assert isinstance(result.exception, MergeError)
+    assert result.exception.remedy == "hub-merge merge PATH/TO/math PATH/TO/medicine -o 'my set'"
+    assert not Path("my set").exists()
+
+
+def test_a_question_without_an_answer_is_told_why(hub: HubDouble, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    local_adapter(tmp_path / "mine", 1)
+    local_adapter(tmp_path / "closed", 2, license="cc-by-nc-nd-4.0")
+    local_adapter(tmp_path / "foreign", 3, base="acme/else")
+    Index.create(Path("zoo"))
+    assert "holds no adapter that can be compared" in told("zoo", "near", "./mine")
+    run("zoo", "add", "./foreign", "--workers", "1")
+    assert f"holds no adapter of {BASE}" in told("zoo", "near", "./mine")
+    assert "holds no other trained adapter of acme/else" in told("zoo", "far", "./foreign")
+    run("zoo", "add", "./closed", "--workers", "1")
+    assert "--any-license shows them" in told("zoo", "complement", "./mine")
+
+
+def told(*arguments: str) -> str:
+    """Return what people read on stderr."""
+    result = CliRunner().invoke(cli, [*arguments, "--format", "human"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stderr
+
+
 def local_adapter(folder: Path, seed: Any, **settings: Any) -> Path:
     folder.mkdir()
     for name, content in adapter_files(gpt2_factors(seed, layers=1), **settings).items():
@@ -92,10 +146,10 @@ def test_a_local_adapter_that_cannot_be_used_is_told_and_the_others_are_added(hu
     local_adapter(tmp_path / "good", 1)
     (local_adapter(tmp_path / "bad", 2) / "adapter_model.safetensors").write_bytes(b"no weights")
     result = CliRunner().invoke(cli, ["zoo", "add", "./bad", "./good", "--workers", "1", "--json"])
-    told = json.loads(result.stdout)
+    built = json.loads(result.stdout)
     assert result.exit_code == 0
-    assert (told["listed"], told["indexed"], told["unusable"]) == (2, 1, 1)
-    assert told["left_out"][0].startswith("./bad: ")
+    assert (built["listed"], built["indexed"], built["unusable"]) == (2, 1, 1)
+    assert built["left_out"][0].startswith("./bad: ")
     assert "Warning: ./bad: " in result.stderr
     assert [key.partition("#")[0] for key in Index(Path("zoo")).known()] == ["./good"]
 

@@ -60,6 +60,11 @@ class Proposal:
     pairs: tuple[Pair, ...]
     interference: float
 
+    @property
+    def has_local(self) -> bool:
+        """Whether an adapter is on somebody's machine, the index does not know where."""
+        return any(entry.repo_id is None for entry in self.entries)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the proposal as plain data."""
         chosen = zip(self.skills, self.entries, strict=True)

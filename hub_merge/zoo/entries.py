@@ -72,6 +72,11 @@ class Entry:
             return self.key
         return f"{self.repo_id}@{self.commit}" + (f":{self.place}" if self.place else "")
 
+    @property
+    def argument(self) -> str:
+        """What names it on a command line; of a local adapter, whose path is not kept, with that left to fill in."""
+        return self.reference if self.repo_id else f"PATH/TO/{self.key.removeprefix('./').rpartition('#')[0]}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return all but the sketches as plain data."""
         content = {name: value for name, value in _fields(self).items() if name != "fingerprint"}

@@ -21,7 +21,7 @@ from hub_merge.zoo.entries import Entry
 from hub_merge.zoo.loaded import Loaded
 from hub_merge.zoo.sketch import SIZE, deviation
 
-__all__ = ["Exact", "Match", "Relation", "complement", "far", "fit_together", "near", "reranked"]
+__all__ = ["Exact", "Match", "Relation", "complement", "far", "fit_together", "near", "reranked", "why_none"]
 
 WORKERS = 4
 """Adapters that are pulled for an exact cosine at once."""
@@ -131,6 +131,17 @@ def complement(
     )
     valued = map(_valued, reranked(matches, exact, lambda match: 0.0))
     return sorted(valued, key=lambda match: (-(match.value or 0), -match.entry.downloads, match.entry.key))[:limit]
+
+
+def why_none(zoo: Loaded, asked: Entry) -> str:
+    """Return why a question about an adapter has no answer."""
+    if not len(zoo):
+        return "The index holds no adapter that can be compared."
+    if not zoo.of_base(asked.base).any():
+        return f"The index holds no adapter of {asked.base}."
+    if not len(_others(zoo, asked)):
+        return f"The index holds no other trained adapter of {asked.base}."
+    return f"No adapter of {asked.base} in the index has a licence that fits: --any-license shows them all the same."
 
 
 def reranked(matches: Sequence[Match], exact: Exact | None, order: Callable[[Match], float]) -> list[Match]:

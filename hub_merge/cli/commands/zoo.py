@@ -15,6 +15,7 @@ from hub_merge.cli.options import client, output_options, plot_option, token_opt
 from hub_merge.cli.output import Output
 
 if TYPE_CHECKING:
+    from hub_merge.zoo.asking import Question
     from hub_merge.zoo.engines import Engine
     from hub_merge.zoo.loaded import Loaded
     from hub_merge.zoo.reading import Access
@@ -269,7 +270,17 @@ def _answer(
     loaded = _loaded(out, index, token)
     question = ask_about(loaded, adapter, hub=client(out, token), access=_access(token), base=base, exact=exact)
     found = getattr(queries, kind)(loaded, question.entry, limit=limit, exact=question.exact, **options)
-    print_matches(out, found, kind)
+    name = question.entry.argument if adapter.casefold() == question.entry.key.casefold() else adapter
+    print_matches(out, found, kind, name, without_exact=_without_exact(exact, question))
+    if not found:
+        out.note(queries.why_none(loaded, question.entry))
+
+
+def _without_exact(wanted: bool, question: Question) -> str | None:
+    """Return why nothing was compared exactly; ``None`` if it was, as far as each adapter could be had."""
+    if not wanted:
+        return "--no-exact leaves out"
+    return "cannot be made where this adapter is known from the index alone" if question.exact is None else None
 
 
 @zoo.command(examples=["zoo families --plot map.png", "zoo families --base openai-community/gpt2 --json"])
@@ -330,8 +341,10 @@ def compose(
     """Propose a set to merge, one adapter a skill, that disturb each other least.
 
     Fingerprints make the proposal; then the adapters are checked and scored exactly, and merged by their sum with -o.
+    Of local adapters the index keeps no path: a set with one of them is only proposed.
     """
-    from hub_merge.cli.show.zoo import print_proposal
+    from hub_merge.cli.show.zoo import merge_command, print_proposal
+    from hub_merge.errors import MergeError
     from hub_merge.pipeline import check_references, merge_to_folder, score_references
     from hub_merge.recipe import Recipe, Source
     from hub_merge.zoo.composing import compose as propose
@@ -340,7 +353,7 @@ def compose(
     proposal = propose(_loaded(out, index, token), words, count, base=base, any_license=any_license)
     references = [entry.reference for entry in proposal.entries]
     scores = checked = None
-    if exact or output:
+    if (exact or output) and not proposal.has_local:
         hub = client(out, token)
         checked = check_references(references, hub=hub)
         scores = score_references(references, hub=hub, progress=out.progress()) if checked.compatible else None
@@ -352,6 +365,11 @@ def compose(
     print_proposal(out, proposal, checked, scores, merged)
     if checked is not None and not checked.compatible:
         raise click.exceptions.Exit(1)
+    if output and proposal.has_local:
+        raise MergeError(
+            "The set was not merged: the index keeps no path of its local adapters.",
+            remedy=merge_command(proposal, str(output)),
+        )
 
 
 @zoo.command(examples=["zoo push me/gpt2-zoo", "zoo push someone/gpt2-zoo --create-pr"])

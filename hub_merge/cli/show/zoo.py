@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from hub_merge.zoo.building import Built
     from hub_merge.zoo.composing import Proposal
     from hub_merge.zoo.discovery import Fit
+    from hub_merge.zoo.entries import Entry
     from hub_merge.zoo.families import Families
     from hub_merge.zoo.job import Submitted
     from hub_merge.zoo.queries import Match
     from hub_merge.zoo.statistics import Statistics
 
 __all__ = [
+    "merge_command",
     "print_built",
     "print_families",
     "print_fits",
@@ -98,17 +100,31 @@ def print_stats(out: Output, stats: Statistics) -> None:
             out.table(reasons[:MOST_REASONS], ["adapters", "reason"], title="Not usable")
 
 
-def print_matches(out: Output, found: Sequence[Match], kind: str) -> None:
-    """Print the answer to a question."""
+def print_matches(
+    out: Output, found: Sequence[Match], kind: str, asked: str, *, without_exact: str | None = None
+) -> None:
+    """Print the answer to a question about the adapter that is named ``asked``.
+
+    ``without_exact`` says why no exact comparison was made at all.
+    """
     rows = [{"reference": match.entry.reference, **match.to_dict()} for match in found]
     columns = ["key", "cosine", "estimate", "norm_ratio", "relation", "license", "downloads"]
     if kind == "complement":
         columns.insert(1, "value")
     out.table(rows, columns, main="reference")
-    if any(match.cosine is None for match in found):
-        out.note("Estimates are right give or take 0.016; cosines near 0 need the exact comparison.")
-    if kind != "near" and found:
-        out.hint(f"hub-merge check ADAPTER {found[0].entry.reference}")
+    if estimated := [match.entry for match in found if match.cosine is None]:
+        why = without_exact or _not_had(estimated)
+        out.note(f"Estimates are right give or take 0.016; cosines near 0 need the exact comparison, which {why}.")
+    if found and (kind != "near" or found[0].entry.repo_id is None):
+        command = "score" if kind == "near" else "check"
+        out.hint(f"hub-merge {command} {shlex.join([asked, found[0].entry.argument])}")
+
+
+def _not_had(estimated: Sequence[Entry]) -> str:
+    """Return why some of the adapters of an answer were not compared exactly although others may have been."""
+    if any(entry.repo_id is None for entry in estimated):
+        return "local adapters lack: the index keeps no path of them"
+    return "was not possible where the Hub did not deliver the adapter"
 
 
 def print_families(out: Output, found: Families) -> None:
@@ -143,8 +159,14 @@ def print_proposal(
     if merged is not None:
         out.note(f"Merged into {merged}")
     elif checked is None or checked.compatible:
-        references = shlex.join(entry.reference for entry in proposal.entries)
-        out.hint(f"hub-merge merge {references} -o merged")
+        if proposal.has_local:
+            out.note("Local adapters, of which the index keeps no path, are checked when you merge them.")
+        out.hint(merge_command(proposal))
+
+
+def merge_command(proposal: Proposal, output: str = "merged") -> str:
+    """Return what merges the set."""
+    return f"hub-merge merge {shlex.join(entry.argument for entry in proposal.entries)} -o {shlex.quote(output)}"
 
 
 def print_job(out: Output, text: str, submitted: Submitted | None) -> None:
