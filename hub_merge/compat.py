@@ -136,7 +136,7 @@ def _allow_findings(findings: Iterable[Finding], allow: Iterable[str]) -> Iterat
     """Tell of each code that accepts nothing here: it may be misspelt."""
     found = sorted({finding.code for finding in findings if finding.allowable})
     for code in sorted(set(allow).difference(found)):
-        yield caution("allow_unused", "allow", f"{code} accepts nothing here", _some(found) or "no code", "")
+        yield caution("allow_unused", "", f"there is no finding {code} to allow", _some(found), "Leave it out.")
 
 
 def _some(names: Iterable[str], most: int = 4) -> str:

@@ -167,7 +167,9 @@ def _asserted_findings(found: Sequence[Standing], asserted: Base) -> Iterator[Fi
         )
     elif any(standing.how == "asserted" for standing in found):
         yield caution(
-            "base_asserted", "base_model", f"stated bases: {_seen(found)}", f"{asserted.label}, as you assert"
+            "base_asserted",
+            "base_model",
+            f"the user asserts {asserted.label}, where the adapters' own files have {_seen(found)}",
         )
 
 

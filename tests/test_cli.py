@@ -25,6 +25,8 @@ from safetensors.numpy import load_file, save_file
 from hub_merge.cli import main
 from hub_merge.cli.app import cli
 from hub_merge.cli.output import COMMANDS, Output, printable
+from hub_merge.cli.show.publication import hint_push
+from hub_merge.licenses import Licensed, united
 from hub_merge.methods import list_methods
 from tests.helpers import peft_config, peft_tensors, write_adapter
 from tests.hub_double import HubDouble
@@ -143,7 +145,8 @@ def test_json_is_one_compact_document_alone_on_stdout_with_hints_on_stderr(run: 
     assert done.code == 0
     assert done.out.count("\n") == 1
     assert done.out == json.dumps(done.json, separators=(",", ":")) + "\n"
-    assert done.lines("Hint: ") == ["Hint: hub-merge push out OWNER/NAME --private"]
+    (hint,) = done.lines("Hint: ")
+    assert hint.startswith("Hint: before it can be published: No licence is known for acme/base, math and medicine")
 
 
 def test_quiet_prints_the_main_value_and_no_hint(run: Run, adapters: Path) -> None:
@@ -483,7 +486,7 @@ def test_compressing_tells_rank_size_and_energy_before_and_after(run: Run, adapt
     squares = dense_squares(adapters / "math")
     energy = sum(values[0] for values in squares.values()) / sum(values.sum() for values in squares.values())
     done = run("compress", "./math", "--energy", f"{energy - 1e-4}", "-o", "small", "--json")
-    assert done.lines("Hint: ") == ["Hint: hub-merge push small OWNER/NAME --private"]
+    assert len(done.lines("Hint: before it can be published: ")) == len(done.lines("Hint: ")) == 1
     said: dict[str, Any] = done.json  # type: ignore[assignment]
     weights = "adapter_model.safetensors"
     assert (said["rank_before"], said["rank"], said["ranks"]) == (2, 1, None)
@@ -515,6 +518,48 @@ def test_compressing_to_a_rank_for_each_module_tells_them(run: Run, adapters: Pa
     )
     merged = run("merge", "./math", "./medicine", "--profile", "peft", "--rank", "1", "-o", "c", "--format", "agent")
     assert "ranks=2 x 1\n" in merged.out
+
+
+@pytest.mark.parametrize(
+    "words", [["merge", "./math", "./medicine"], ["compress", "./math", "--rank", "1"], ["convert", "./math"]]
+)
+def test_what_writes_an_adapter_warns_with_the_sentences_of_the_check(
+    run: Run, adapters: Path, words: list[str]
+) -> None:
+    asked = ["--base", "acme/copy", "--allow", "nonsense"]
+    checked = run("check", *[word for word in words if word.startswith("./")], *asked).out
+    sentences = [line.removeprefix("! ") for line in checked.splitlines() if line.startswith("! [")]
+    assert "the user asserts acme/copy" in sentences[0] and "math: acme/base" in sentences[0]
+    assert sentences[1] == "[allow_unused] there is no finding nonsense to allow. Leave it out."
+    assert run(*words, *asked, "-o", "out").lines("Warning: ") == [f"Warning: {line}" for line in sentences]
+
+
+def test_the_rank_of_the_exact_sum_is_told_where_the_result_has_it(run: Run, tmp_path: Path) -> None:
+    for seed, name in enumerate(("math", "medicine")):
+        tensors = peft_tensors(np.random.default_rng(seed), {"h.0.attn.c_attn": 9})
+        write_adapter(tmp_path / name, tensors, peft_config(r=9, base_model_name_or_path="acme/base"))
+    (warning,) = run("merge", "./math", "./medicine", "-o", "exact").lines("Warning: ")
+    assert "the exact sum has rank 18; expected at most 16 for many servers. Use --method svd or --rank 16" in warning
+    assert run("merge", "./math", "./medicine", "--rank", "4", "-o", "small").lines("Warning: ") == []
+
+
+def test_what_cannot_be_published_is_hinted_at_with_what_is_missing(
+    run: Run, adapters: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("math", "medicine"):
+        (adapters / name / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    (hint,) = run("merge", "./math", "./medicine", "-o", "my out").lines("Hint: ")
+    command = "hub-merge push 'my out' OWNER/NAME --private"
+    assert hint == f"Hint: the licence of acme/base is not known; {command} asks the Hub for it"
+    adapter = Licensed("math", "mit")
+    for base, hint in [
+        ("mit", "hub-merge push out OWNER/NAME --private"),
+        ("llama3.2", "hub-merge push out OWNER/Llama-NAME --private"),
+        (None, "before it can be published: No licence is known for acme/base, and without one"),
+        ("cc-by-nd-4.0", "before it can be published: cc-by-nd-4.0 holds for acme/base, and a composite is adapted"),
+    ]:
+        hint_push(Output("human"), Path("out"), united(Licensed("acme/base", base), [adapter]))
+        assert capsys.readouterr().err.startswith(f"Hint: {hint}")
 
 
 def test_a_compression_that_saves_nothing_says_what_would(run: Run, adapters: Path) -> None:
@@ -732,8 +777,8 @@ def test_every_option_and_argument_is_explained() -> None:
 def test_the_program_is_called_as_the_user_called_it(run: Run, adapters: Path, program: str, shown: str) -> None:
     assert run("--help", program=program).out.startswith(f"Usage: {shown} [OPTIONS]")
     assert f"$ {shown} methods lego" in run("methods", "--help", program=program).out
-    hint = run("merge", "./math", "./medicine", "-o", "out", "--json", program=program).lines("Hint: ")
-    assert hint == [f"Hint: {shown} push out OWNER/NAME --private"]
+    hint = run("check", "./math", "./medicine", "--json", program=program).lines("Hint: ")
+    assert hint == [f"Hint: {shown} score ./math ./medicine"]
     refused = run("merge", "./math", "--method", "sum", "--option", "a=1", "-o", "x", program=program)
     assert refused.lines("Try: ") == [f"Try: Its options: none; see {shown} methods sum."]
 

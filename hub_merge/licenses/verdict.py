@@ -125,9 +125,17 @@ class LicenseVerdict:
         left = [found for found in self.blockers if not (accept_unknown and found.overrule)]
         return (*left, *_wrong_name(repo_id, self))
 
+    def lacks_only(self, who: str | None) -> bool:
+        """Whether nothing is in the way but that the licence of ``who`` is not known."""
+        return self._silent == [who] and {found.code for found in self.blockers} == {UNKNOWN}
+
+    @property
+    def _silent(self) -> list[str]:
+        return [source.who for source in self.sources if not source.licenses]
+
     def line(self) -> str:
         """Return the verdict as one line."""
-        silent = [source.who for source in self.sources if not source.licenses]
+        silent = self._silent
         stated = self.identifier or f"none as long as that of {_listed(silent)} is not known"
         name = f", named “{self.prefixes[0]}…”" if self.prefixes else ""
         told = dict.fromkeys(blocker.code for blocker in self.blockers if blocker.code != UNKNOWN)

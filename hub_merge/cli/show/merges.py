@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_merge.cli.output import Output
+from hub_merge.cli.show.publication import hint_push
 from hub_merge.cli.show.words import human_size, percent
 
 if TYPE_CHECKING:
@@ -55,13 +55,24 @@ def _print_losses(out: Output, record: MergeRecord) -> None:
 
 def _print_aftermath(out: Output, folder: Path, record: MergeRecord) -> None:
     """Print on stderr what the check found, and what could be done next."""
-    for found in record.findings:
-        subject = f"{found['adapter']}: " if found["adapter"] else ""
-        out.warning(f"[{found['code']}] {subject}{found['seen']}")
+    from hub_merge.licenses import verdict_of
+
+    _print_findings(out, record)
     out.line(
         "This is no safety audit: a composition can undo a refusal that each adapter alone keeps. Test the composite."
     )
-    out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
+    unasked = record.base_model if record.base_commit is None else None
+    hint_push(out, folder, verdict_of(record), unasked_base=unasked)
+
+
+def _print_findings(out: Output, record: MergeRecord) -> None:
+    """Print what the check found, but for the rank of the exact sum where every server takes what was written."""
+    from hub_merge.compat import SERVED_RANKS
+    from hub_merge.findings import Finding
+
+    for found in record.findings:
+        if found["code"] != "serving_rank" or record.output["rank"] > min(SERVED_RANKS):
+            out.warning(Finding(**found).describe())
 
 
 def print_conversion(out: Output, folder: Path, record: MergeRecord) -> None:
@@ -79,8 +90,7 @@ def print_conversion(out: Output, folder: Path, record: MergeRecord) -> None:
         out.document({**values, "proof": record.proof, "findings": record.findings})
     else:
         out.fields(values, title="✓ Converted and proved")
-    for found in record.findings:
-        out.warning(f"[{found['code']}] {found['seen']}")
+    _print_findings(out, record)
 
 
 def _merge_values(folder: Path, record: MergeRecord) -> dict[str, Any]:

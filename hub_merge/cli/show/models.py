@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hub_merge.cli.output import Output
+from hub_merge.cli.show.publication import hint_push
 from hub_merge.cli.show.words import human_size
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def print_fusion(out: Output, folder: Path, record: FusionRecord) -> None:
         out.fields(values, title="✓ Fused and proved", formats={"bytes": human_size})
     for caution in record.cautions:
         out.warning(caution)
-    out.hint(f"hub-merge push {shlex.quote(str(folder))} OWNER/NAME --private")
+    hint_push(out, folder, record.license)
 
 
 def print_extraction(out: Output, folder: Path, result: Extraction) -> None:
