@@ -127,6 +127,6 @@ def read_record(folder: Path) -> MergeRecord:
     if not path.is_file():
         raise AdapterNotFound(
             f"{folder.name} has no {RECORD_FILE}, so it is no composite of hub-merge.",
-            remedy="Merge again with this version.",
+            remedy="Name what merge, compress or convert wrote.",
         )
     return MergeRecord.from_json(read_bounded(contained(folder, RECORD_FILE), most=MAX_RECORD))

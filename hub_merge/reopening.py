@@ -53,7 +53,8 @@ def reopen(parents: Sequence[Parent], given: Iterable[str | Path], hub: Hub) -> 
         try:
             adapter = local.find(parent) if parent.repo_id is None else _pulled(parent, hub)
         except AdapterNotFound as error:
-            missing.append(Missing(parent.name, parent.model, error.problem, error.remedy))
+            is_local = parent.repo_id is None and bool(parent.files)
+            missing.append(Missing(parent.name, parent.model, error.problem, error.remedy, is_local))
         except (AdapterFormatError, UnsupportedAdapter) as error:
             differences.append(Difference(parent.name, "", (), error.problem))
         else:
@@ -102,5 +103,5 @@ class _Local:
         seen = ", ".join(f"{entry['name']} sha256 {entry['sha256'][:12]}…" for entry in parent.files)
         raise AdapterNotFound(
             f"Parent {parent.name} was a local folder, and none of those given holds its files ({seen}).",
-            remedy=f"Name its folder: hub-merge verify COMPOSITE PATH/TO/{parent.name}",
+            remedy="Name it too, where it is now.",
         )

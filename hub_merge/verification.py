@@ -48,12 +48,14 @@ class Missing:
         model: The reference that the record has of it.
         detail: Why not.
         remedy: What can be done.
+        local: Whether it was local, so that naming where it is now is enough.
     """
 
     source: str
     model: str
     detail: str
     remedy: str | None
+    local: bool = False
 
 
 class AnyProof(Protocol):

@@ -375,15 +375,25 @@ REFUSALS = {
         "full/math: There is no such folder or file.",
         "hub-merge merge RECIPE.yaml PATH/TO/math -o FOLDER",
     ),
+    "a recipe whose adapters are elsewhere": (
+        ["merge", "full/both.yaml", "-o", "o"],
+        "full/math: There is no such folder or file.",
+        "hub-merge merge RECIPE.yaml PATH/TO/math 'PATH/TO/my law' -o FOLDER",
+    ),
+    "an adapter in place of a full model": (
+        ["extract", "./math", "./medicine", "--rank", "2", "-o", "o"],
+        "math has no config.json, so it is no full model.",
+        "Name a full model in its place.",
+    ),
     "a folder that no recipe asks for": (
         ["merge", "full/local.yaml", "./medicine", "-o", "o"],
         "The recipe has no local adapter called medicine.",
         "Its local adapters: math.",
     ),
     "a recipe that is no text": (["merge", "binary.yaml", "-o", "o"], "binary.yaml: it is not text in UTF-8.", "UTF-8"),
-    "a composite without a record": (["verify", "./math"], "math has no hub_merge.json", "Merge again"),
-    "a card without a record": (["card", "./math"], "math has no hub_merge.json", "Merge again"),
-    "a push without a record": (["push", "./math", "me/x"], "math has no hub_merge.json", "Merge again"),
+    "a composite without a record": (["verify", "./math"], "math has no hub_merge.json", "Name what merge, compress"),
+    "a card without a record": (["card", "./math"], "math has no hub_merge.json", "Name what merge, compress"),
+    "a push without a record": (["push", "./math", "me/x"], "math has no hub_merge.json", "Name what merge, compress"),
 }
 
 
@@ -392,6 +402,7 @@ def test_a_refusal_ends_with_1_and_says_what_to_do(run: Run, adapters: Path, cas
     (adapters / "full").mkdir()
     (adapters / "full" / "thesis.txt").write_text("precious", encoding="utf-8")
     (adapters / "full" / "local.yaml").write_text("models: [./math]\n", encoding="utf-8")
+    (adapters / "full" / "both.yaml").write_text("models: [./math, ./my law]\n", encoding="utf-8")
     (adapters / "file").write_text("", encoding="utf-8")
     (adapters / "link").symlink_to(adapters / "math")
     (adapters / "medicine" / "checkpoint-7").mkdir()
@@ -594,6 +605,20 @@ def test_a_tampered_composite_fails_its_proof_with_1(run: Run, adapters: Path) -
     assert done.code == 1
     assert len(done.lines("Error: ")) == 1
     assert "./out" in done.lines("Error: ")[0]
+
+
+def test_parents_that_are_gone_are_told_with_one_command_that_names_them_all(run: Run, adapters: Path) -> None:
+    (adapters / "medicine").rename(adapters / "数学 ü")
+    write_adapter(adapters / "law", peft_tensors(np.random.default_rng(9), MODULES), peft_config())
+    assert run("merge", "./math", "./数学 ü", "./law", "--base", "acme/base", "-o", "my out").code == 0
+    done = run("verify", "my out", "./law")
+    assert (done.code, done.out.count("none of those given holds its files")) == (1, 2)
+    (hint,) = done.lines("Hint: ")
+    assert hint == "Hint: hub-merge verify 'my out' ./law PATH/TO/math 'PATH/TO/数学 ü'"
+    assert run(*shlex.split(hint.replace("PATH/TO", "."))[2:]).code == 0
+    (hint,) = run("verify", "my out", "--json").lines("Hint: ")
+    assert hint == "Hint: hub-merge verify 'my out' PATH/TO/math 'PATH/TO/数学 ü' PATH/TO/law"
+    assert run("verify", "my out", "-q") == Done(1, "parents gone\n", "")
 
 
 def test_the_card_is_printed_alone_or_written(run: Run, adapters: Path) -> None:

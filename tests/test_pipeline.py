@@ -687,7 +687,7 @@ def test_a_parent_that_is_not_given_is_named(parents: tuple[Path, Path], tmp_pat
     result = verify(tmp_path / "out", parents=parents[:1], hub=hub)
     assert result.verdict == "parents gone" and not result.passed
     assert [(missing.source, missing.model) for missing in result.missing] == [("medicine", "./medicine")]
-    assert "hub-merge verify" in (result.missing[0].remedy or "")
+    assert result.missing[0].local and "where it is now" in (result.missing[0].remedy or "")
 
 
 def test_a_wrong_or_changed_parent_is_named_with_its_file(parents: tuple[Path, Path], tmp_path: Path, hub: Hub) -> None:

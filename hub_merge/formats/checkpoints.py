@@ -137,7 +137,7 @@ def read_config(text: bytes | None, label: str) -> Mapping[str, Any]:
     """
     if text is None:
         raise CheckpointError(
-            f"{label} has no {MODEL_CONFIG}, so it is no full model.", remedy="Name a full model with --base."
+            f"{label} has no {MODEL_CONFIG}, so it is no full model.", remedy="Name a full model in its place."
         )
     try:
         config = json.loads(text)
@@ -149,7 +149,7 @@ def read_config(text: bytes | None, label: str) -> Mapping[str, Any]:
         method = quantised.get("quant_method", "an unknown method") if isinstance(quantised, Mapping) else quantised
         raise CheckpointError(
             f"{label} is quantised ({method}); its weights cannot take a delta without being quantised anew.",
-            remedy="Name the model that it was quantised from: --base OWNER/NAME.",
+            remedy="Name the model that it was quantised from in its place.",
         )
     return config
 

@@ -118,7 +118,7 @@ def _base_again(
     try:
         model = open_model(base.model, hub=hub) if base.repo_id else _local_base(base, given, hub)
     except AdapterNotFound as error:
-        return None, (Missing(base.name, base.model, error.problem, error.remedy),)
+        return None, (Missing(base.name, base.model, error.problem, error.remedy, local=base.repo_id is None),)
     except (AdapterFormatError, CheckpointError) as error:
         found.append(Difference(base.name, "", (), error.problem))
         return None, ()
@@ -133,7 +133,7 @@ def _local_base(base: BaseModel, given: Iterable[Path], hub: Hub) -> Checkpoint:
     if len(named) != 1:
         raise AdapterNotFound(
             f"The base {base.name} was a local folder, and it was not given.",
-            remedy=f"Name it: hub-merge verify MODEL PATH/TO/{base.name}",
+            remedy="Name it too, where it is now.",
         )
     return open_model(named[0], hub=hub)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,9 +70,10 @@ def _references(recipe: Recipe, folder: Path, parents: Sequence[str | Path]) -> 
         )
     places = {model: given.get(name, folder / model) for model, name in local.items()}
     if folder != Path() and (absent := [path for path in places.values() if not path.exists()]):
+        named = shlex.join(f"PATH/TO/{path.name}" for path in absent)
         raise AdapterNotFound(
             f"{absent[0]}: There is no such folder or file.",
-            remedy=f"Put it there, or name where it is: hub-merge merge RECIPE.yaml PATH/TO/{absent[0].name} -o FOLDER",
+            remedy=f"Put it there, or name where it is: hub-merge merge RECIPE.yaml {named} -o FOLDER",
         )
     return [places.get(source.model, source.model) for source in recipe.models]
 

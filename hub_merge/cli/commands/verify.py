@@ -30,6 +30,6 @@ def verify(out: Output, result: str, parents: tuple[str, ...], token: str | None
 
     hub = client(out, token, allow_pickle=allow_pickle)
     found = verify_any(result, parents=parents, hub=hub, progress=out.progress())
-    print_verification(out, result, found)
+    print_verification(out, result, parents, found)
     if not found.passed:
         raise click.exceptions.Exit(1)

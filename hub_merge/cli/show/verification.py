@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from hub_merge.cli.output import Output
@@ -12,14 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["print_verification"]
 
 
-def print_verification(out: Output, subject: str, result: Verification[Any]) -> None:
-    """Print the verdict, what was looked at, and what is not as recorded."""
+def print_verification(out: Output, subject: str, given: Sequence[str], result: Verification[Any]) -> None:
+    """Print the verdict, what was looked at, and what is not as recorded; ``given`` are the parents that were named."""
     if out.mode == "json":
         out.document(result.to_dict())
-        return
-    if out.mode == "quiet":
+    elif out.mode == "quiet":
         out.fields({"verdict": result.verdict})
-        return
+    else:
+        _print_found(out, subject, result)
+    if absent := [f"PATH/TO/{PurePosixPath(missing.model).name}" for missing in result.missing if missing.local]:
+        out.hint(f"hub-merge verify {shlex.join([subject, *given, *absent])}")
+
+
+def _print_found(out: Output, subject: str, result: Verification[Any]) -> None:
     if result.proof is not None:
         rows = [{"check": check.name, "passed": check.passed, "detail": check.detail} for check in result.proof.checks]
         out.table(rows, ["check", "passed", "detail"], title=f"Proof of {subject}")
