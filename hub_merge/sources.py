@@ -13,16 +13,24 @@ from hub_merge.adapter import Adapter, FileDigest, Origin
 from hub_merge.bases import read_base
 from hub_merge.budgets import budget
 from hub_merge.choice import choose
-from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubMergeError, UnsupportedAdapter
+from hub_merge.errors import (
+    AdapterFormatError,
+    AdapterNotFound,
+    HubMergeError,
+    HubUnavailable,
+    RecipeError,
+    UnsupportedAdapter,
+)
 from hub_merge.formats import checkpoints
 from hub_merge.formats.opening import adapter_from_headers, open_adapter_files
 from hub_merge.formats.peft import contained
 from hub_merge.frontmatter import LicenseDetails, license_in_card, read_front_matter
 from hub_merge.layout import CARD_FILE, CONFIG_FILE, TERMS_FILES
 from hub_merge.licenses import recognise, terms_files
+from hub_merge.mistyped import not_here_either
 
 if TYPE_CHECKING:
-    from hub_merge.hub import Hub, PinnedRepo, Reference
+    from hub_merge.hub import Hub, PinnedRepo
 
 __all__ = [
     "Opened",
@@ -35,6 +43,7 @@ __all__ = [
     "open_headers",
     "open_model",
     "pinned_reference",
+    "resolved",
 ]
 
 
@@ -81,7 +90,7 @@ def open_adapter(
     """
     if (place := _local_place(reference, subfolder)) is not None:
         return _affordable(_named_errors(str(reference), lambda: _open_local(place, hub.allow_pickle)))
-    pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
+    pinned = resolved(str(reference), revision, subfolder, hub=hub)
     _named_errors(str(reference), lambda: _require_adapter(pinned, hub))
     return _open_pulled(reference, pinned, hub, progress)
 
@@ -151,7 +160,7 @@ def open_headers(
     if (place := _local_place(reference, subfolder)) is not None:
         adapter = _named_errors(str(reference), lambda: _open_local(place, hub.allow_pickle))
         return Opened(_affordable(adapter), 0, _size(adapter))
-    pinned = hub.resolve(_hub_reference(str(reference), revision, subfolder))
+    pinned = resolved(str(reference), revision, subfolder, hub=hub)
     found = hub.contents(pinned)
     if not found.has_headers:
         if not download:
@@ -208,7 +217,7 @@ def open_model(reference: str | Path, *, revision: str | None = None, hub: Hub) 
             raise AdapterNotFound(f"{folder}: There is no such folder.", remedy="Check the path.")
         return checkpoints.open_checkpoint(folder, _local_origin(folder))
     named = read_base(str(reference)).model_id or str(reference)
-    pinned = hub.resolve(_hub_reference(named, revision, None))
+    pinned = resolved(named, revision, hub=hub)
     return checkpoints.open_checkpoint(_pull_model(pinned, hub), _origin(pinned, None))
 
 
@@ -264,11 +273,25 @@ def _named_errors(reference: str, opening: Callable[[], Result]) -> Result:
         raise type(error)(f"{reference}: {error.problem}", remedy=error.remedy) from error
 
 
-def _hub_reference(text: str, revision: str | None, subfolder: str | None) -> Reference:
+def resolved(text: str, revision: str | None = None, subfolder: str | None = None, *, hub: Hub) -> PinnedRepo:
+    """Return the repository that ``text`` names, at a commit; errors tell of folders that may have been meant.
+
+    Raises:
+        HubMergeError: As ``open_adapter``.
+    """
+    from huggingface_hub.errors import RepositoryNotFoundError
+
     from hub_merge.hub import parse_reference
 
-    parsed = parse_reference(text)
-    return replace(parsed, revision=revision or parsed.revision, subfolder=subfolder or parsed.subfolder)
+    try:
+        parsed = parse_reference(text)
+        return hub.resolve(
+            replace(parsed, revision=revision or parsed.revision, subfolder=subfolder or parsed.subfolder)
+        )
+    except (AdapterNotFound, HubUnavailable, RecipeError) as error:
+        if isinstance(error, AdapterNotFound) and not isinstance(error.__cause__, RepositoryNotFoundError):
+            raise  # the repository is there, and what was asked for in it is not
+        raise not_here_either(text, error) from error
 
 
 def _short_name(pinned: PinnedRepo) -> str:

@@ -330,6 +330,33 @@ REFUSALS = {
     "a folder that is not there": (["check", "./none"], "./none: There is no such folder or file.", "Check the path"),
     "a folder without an adapter": (["inspect", "."], "holds no adapter_config.json", "foreign, link, math, medicine"),
     "no reference at all": (["inspect", "gpt2"], "'gpt2' is not a repository of the Hub.", "Write owner/name"),
+    "a folder beside the one that was meant": (
+        ["inspect", "medicine/checkpont-7"],
+        "There is no folder or file medicine/checkpont-7 here. Taken for a repository of the Hub: medicine/checkpont-7 "
+        "is not in the cache",
+        "Did you mean medicine/checkpoint-7?",
+    ),
+    "a folder that is not there among others": (
+        ["check", "math", "medicine/none"],
+        "There is no folder or file medicine/none here. Taken for",
+        "Try: Name a folder that is in medicine/ (checkpoint-7).",
+    ),
+    "a path that no repository can have": (
+        ["inspect", "full/inner/void"],
+        "There is no folder or file full/inner/void here.",
+        "Name a folder that is in full/inner/ (one).",
+    ),
+    "a repository that is nowhere": (
+        ["inspect", "someone/none"],
+        "is not in the cache, or not all of it, and the network is switched off. Nor is there a folder or file "
+        "someone/none here.",
+        "Unset HF_HUB_OFFLINE",
+    ),
+    "a folder's name with a typo": (
+        ["inspect", "medecine"],
+        "Nor is there a folder or file",
+        "Did you mean ./medicine?",
+    ),
     "an unknown method": (["merge", "./math", "--method", "legoo", "-o", "o"], "no merge method", "Did you mean lego?"),
     "a method that is explained": (["methods", "summ"], "There is no merge method 'summ'.", "Did you mean sum?"),
     "an unknown option": (
@@ -402,6 +429,7 @@ def test_a_refusal_ends_with_1_and_says_what_to_do(run: Run, adapters: Path, cas
     (adapters / "full").mkdir()
     (adapters / "full" / "thesis.txt").write_text("precious", encoding="utf-8")
     (adapters / "full" / "local.yaml").write_text("models: [./math]\n", encoding="utf-8")
+    (adapters / "full" / "inner" / "one").mkdir(parents=True)
     (adapters / "full" / "both.yaml").write_text("models: [./math, ./my law]\n", encoding="utf-8")
     (adapters / "file").write_text("", encoding="utf-8")
     (adapters / "link").symlink_to(adapters / "math")

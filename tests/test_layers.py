@@ -18,7 +18,7 @@ PACKAGE = Path(hub_merge.__file__).parent
 LAYERS = """
 errors forking layout privacy
 measurements
-bases budgets choice findings frontmatter patience ranks weights
+bases budgets choice findings frontmatter mistyped patience ranks weights
 adapter recipe parallel workspace
 gram
 clustering elementwise lowrank spectra formats hub staging

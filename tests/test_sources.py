@@ -10,9 +10,16 @@ import numpy as np
 import pytest
 
 from hub_merge.adapter import Adapter, unique_names
-from hub_merge.errors import AdapterFormatError, AdapterNotFound, HubUnavailable, RecipeError, UnsupportedAdapter
+from hub_merge.errors import (
+    AdapterFormatError,
+    AdapterNotFound,
+    HubMergeError,
+    HubUnavailable,
+    RecipeError,
+    UnsupportedAdapter,
+)
 from hub_merge.hub import Hub
-from hub_merge.sources import digests, file_digest, open_adapter, open_headers
+from hub_merge.sources import digests, file_digest, open_adapter, open_headers, open_model
 from tests.helpers import adapter_of, peft_config, peft_tensors, random_factors, write_adapter
 from tests.hub_double import HubDouble
 
@@ -218,6 +225,34 @@ def test_a_folder_wins_over_a_hub_id_of_the_same_spelling(
     monkeypatch.chdir(math.parent.parent)
     adapter = open_adapter(f"{math.parent.name}/math", hub=hub)
     assert adapter.origin.repo_id is None and adapter.name == "math"
+
+
+@pytest.mark.parametrize("offline", [True, False], ids=["offline", "online"])
+def test_a_mistyped_folder_is_told_as_such_and_not_only_as_a_repository_that_is_not_there(
+    hub_lfs: HubDouble, math: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.chdir(math.parent.parent)
+    client = Hub(token=False, endpoint=hub_lfs.endpoint, cache_dir=math.parent / "cache", offline=offline)
+    for opening in (open_adapter, open_headers, open_model):
+        with pytest.raises(HubMergeError, match=f"no folder or file {math.parent.name}/maths here. Taken") as error:
+            opening(f"{math.parent.name}/maths", hub=client)
+        assert error.value.remedy == f"Did you mean {math.parent.name}/math?"
+        with pytest.raises(HubMergeError, match="Nor is there a folder or file nobody/maths here") as error:
+            opening("nobody/maths", hub=client)
+        with pytest.raises(HubMergeError) as error:
+            opening("nobody/maths@main", hub=client)
+        assert "folder or file" not in str(error.value)
+
+
+def test_a_revision_that_a_repository_lacks_says_nothing_of_folders(
+    hub_lfs: HubDouble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub_lfs.add_repo("alice/math", {"README.md": b""})
+    client = Hub(token=False, endpoint=hub_lfs.endpoint, cache_dir=tmp_path / "cache")
+    with pytest.raises(AdapterNotFound, match="no such revision") as error:
+        open_adapter("alice/math", revision="v9", hub=client)
+    assert "folder or file" not in str(error.value)
 
 
 def test_an_adapter_in_a_subfolder_of_a_repository_is_named_after_it(

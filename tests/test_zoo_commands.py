@@ -154,10 +154,11 @@ def test_a_local_adapter_that_cannot_be_used_is_told_and_the_others_are_added(hu
     assert [key.partition("#")[0] for key in Index(Path("zoo")).known()] == ["./good"]
 
 
-@pytest.mark.parametrize("named", [["./bad"], ["nobody/nothing"], ["./bad", "./nowhere"]], ids=" ".join)
+@pytest.mark.parametrize("named", [["./bad"], ["nobody/nothing"], ["./bad", "mine/missing"]], ids=" ".join)
 def test_adding_nothing_ends_with_1_and_leaves_no_empty_index(hub: HubDouble, tmp_path: Path, named: list[str]) -> None:
     pytest.importorskip("pyarrow")
     (local_adapter(tmp_path / "bad", 2) / "adapter_model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "mine").mkdir()
     if "nobody/nothing" in named:
         hub.faults.add("GET /api/models/nobody", status=503, times=None)
     assert CliRunner().invoke(cli, ["zoo", "add", *named, "--workers", "1"]).exit_code == 1

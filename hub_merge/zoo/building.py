@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hub_merge.errors import HubMergeError, HubUnavailable
-from hub_merge.sources import open_adapter
+from hub_merge.mistyped import may_be_path
+from hub_merge.sources import open_adapter, resolved
 from hub_merge.zoo.engines import Engine, here
 from hub_merge.zoo.entries import Entry
 from hub_merge.zoo.index import Index, Writer
@@ -35,7 +36,7 @@ class Built:
         unchanged: Those that were left alone: indexed at this commit, or their files are the same.
         unusable: Those that have none, for a reason that the index keeps.
         missed: Those that did not arrive whole; another build asks for them again.
-        left_out: Why local adapters are unusable: the index keeps the reason for those of the Hub only.
+        left_out: Why some are unusable of which the index keeps nothing, as they are local, or nowhere.
     """
 
     listed: int = 0
@@ -206,24 +207,28 @@ def add(
         progress: Told how far the work is.
 
     Raises:
-        HubMergeError: A reference names nothing, or as ``build``.
+        HubUnavailable: The Hub delivered none of those that it has; what is done stays.
+        HubMergeError: Another process writes to the index, or the engine failed.
     """
     from hub_merge.hub import parse_reference
 
     hub = access.connect()
-    local = [reference for reference in references if _is_local(reference)]
-    found = [Found(parse_reference(text), base) for text in references if text not in local]
-    left_out = []
+    found, left_out = [], []
     with index.writing() as writer:
-        for reference in local:
+        for text in references:
             try:
-                adapter = open_adapter(reference, hub=hub)
-                writer.put(local_entry(adapter, stated_base(adapter, hub, base)))
+                if _is_local(text):
+                    adapter = open_adapter(text, hub=hub)
+                    writer.put(local_entry(adapter, stated_base(adapter, hub, base)))
+                    continue
+                if may_be_path(text):
+                    resolved(text, hub=hub)  # its error tells of the folder that was meant
+                found.append(Found(parse_reference(text), base))
             except HubMergeError as error:
                 left_out.append(str(error))
     built = fill(index, found, access=access, engine=engine, retry=True, progress=progress)
-    built.listed += len(local)
-    built.indexed += len(local) - len(left_out)
+    built.indexed += len(references) - len(found) - len(left_out)
+    built.listed = len(references)
     built.unusable += len(left_out)
     built.left_out = tuple(left_out)
     return built
