@@ -272,6 +272,17 @@ USAGE = {
     "an option before the command": (["--json", "methods"], "write it after one of search,"),
     "no adapters to merge": (["merge", "-o", "out"], "Missing argument 'ADAPTER... | RECIPE.yaml [FOLDER]...'."),
     "no adapters to check": (["check"], "Missing argument 'ADAPTER...'."),
+    "an option of methods": (
+        ["merge", "./math", "--method", "ties", "--density", "0.5", "-o", "out"],
+        "ties: write --option density=0.5",
+    ),
+    "an option of one method": (
+        ["merge", "./math", "--starts=3", "-o", "out"],
+        "starts is an option of the method lego: write --option starts=3",
+    ),
+    "an option of methods alone": (["merge", "./math", "-o", "out", "--density"], "write --option density=VALUE"),
+    "an option that no method has": (["merge", "./math", "-o", "out", "--dtyp", "x"], "Did you mean '--dtype'?"),
+    "an option of methods elsewhere": (["score", "./math", "--density", "1"], "No such option '--density'"),
     "no output": (["merge", "./math"], "Missing option '-o' / '--output'."),
     "one adapter twice": (["merge", "./math", "./math", "-o", "out"], "./math is named twice: name it once, with a"),
     "weights that are no numbers": (["merge", "./math", "--weights", "1;2", "-o", "out"], "'1;2' is not numbers"),

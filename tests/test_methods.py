@@ -346,10 +346,13 @@ def test_every_method_says_what_it_does(method: Method) -> None:
     assert method.description.startswith(method.summary)
     assert "=" in method.formula
     for name in (method.name, *method.aliases):
-        assert get_method(name) is method
+        assert get_method(name) is get_method(name.upper()) is method
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name_and_all_names() -> None:
+    with pytest.raises(UnknownMethod, match="no merge method 'LEGOO'") as refusal:
+        get_method("LEGOO")
+    assert "Did you mean lego?" in str(refusal.value)
     with pytest.raises(UnknownMethod, match="no merge method 'legoo'") as refusal:
         get_method("legoo")
     assert "Did you mean lego?" in str(refusal.value)

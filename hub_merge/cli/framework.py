@@ -30,9 +30,41 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.examples = tuple(examples)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read options and arguments; an option of a merge method is told how it is written."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if any("--option" in param.opts for param in self.params) and (told := _of_methods(error, given)):
+                raise click.UsageError(told, ctx) from error
+            raise
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the examples below the options, as the reader would type them."""
         _write_examples(ctx, formatter, self.examples)
+
+
+def _of_methods(error: click.NoSuchOption, given: Sequence[str]) -> str:
+    """Return how an option that ``merge`` does not have is given to the methods that have it, empty if none has."""
+    from hub_merge.methods import list_methods
+
+    name = error.option_name.lstrip("-").replace("-", "_")
+    owners = [method.name for method in list_methods() if any(option.name == name for option in method.options)]
+    if not owners:
+        return ""
+    kind = f"the method {owners[0]}" if len(owners) == 1 else f"the methods {', '.join(owners)}"
+    return f"{name} is an option of {kind}: write --option {name}={_value_of(error.option_name, given)}"
+
+
+def _value_of(option: str, given: Sequence[str]) -> str:
+    """Return the value that an option was given on the command line, ``VALUE`` if none."""
+    values = [
+        word.removeprefix(f"{option}=") if word.startswith(f"{option}=") else after
+        for word, after in zip(given, [*given[1:], ""], strict=True)
+        if word.partition("=")[0] == option
+    ]
+    return values[0] if values and values[0] and not values[0].startswith("-") else "VALUE"
 
 
 def command(**settings: Any) -> Callable[[Callable[..., Any]], Command]:

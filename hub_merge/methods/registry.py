@@ -350,23 +350,25 @@ def list_methods() -> tuple[Method, ...]:
 
 
 def get_method(name: str) -> Method:
-    """Return the method of that name or alias.
+    """Return the method of that name or alias, whose capitals do not matter.
 
     Methods of other packages are looked for only if none here has the name, which they could not take anyway.
 
     Raises:
         UnknownMethod: There is none.
     """
-    if name not in _methods and name.isidentifier() and find_spec(f"hub_merge.methods.{name}"):
-        importlib.import_module(f"hub_merge.methods.{name}")  # the others stay unread
-    if name not in _methods:
+    usual = name if name in _methods else name.lower()
+    if usual not in _methods and usual.isidentifier() and find_spec(f"hub_merge.methods.{usual}"):
+        importlib.import_module(f"hub_merge.methods.{usual}")  # the others stay unread
+    if usual not in _methods:
         _load_own()
-    methods = _methods if name in _methods else _load_all()
-    if name in methods:
-        return methods[name]
+    methods = _methods if usual in _methods else _load_all()
+    for known in (name, usual):
+        if known in methods:
+            return methods[known]
     import difflib
 
-    close = difflib.get_close_matches(name, methods, n=1)
+    close = difflib.get_close_matches(usual, methods, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
     raise UnknownMethod(
         f"There is no merge method {name!r}.", remedy=f"{hint}Methods: {', '.join(m.name for m in list_methods())}."
