@@ -239,6 +239,18 @@ def test_no_truncate_shows_cells_in_full(capsys: pytest.CaptureFixture[str], mon
     assert said.err == ""
 
 
+@pytest.mark.parametrize(("is_terminal", "cut"), [(True, True), (False, False)], ids=["terminal", "pipe"])
+def test_a_table_is_cut_for_a_terminal_and_whole_for_a_pipe_or_file(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, is_terminal: bool, cut: bool
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    Output("human").table(ROWS, ["name", "long_text", "count"])
+    said = capsys.readouterr()
+    assert ("a" * 60 in said.out and "b" * 60 in said.out) is not cut
+    assert ("--no-truncate" in said.err) is cut
+
+
 def test_a_line_of_numbers_too_wide_for_the_terminal_is_cut_as_a_whole(
     human: Output, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,7 +36,8 @@ OWN_COMMAND = re.compile(rf"\bhub-merge(?= (?:{'|'.join(COMMANDS)})\b)")
 
 NARROWEST = 8
 """Characters to which a column of text is cut at most before the line as a whole is cut."""
-WITHOUT_TERMINAL = (100, 24)
+SILENT_TERMINAL = (100, 24)
+"""The size to take a terminal for that does not tell its own."""
 UNSAFE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 """Unicode categories of characters that steer a terminal instead of showing something."""
 MOST_WRITTEN_OUT = 1e9
@@ -100,7 +101,7 @@ class Output:
         numeric = [all(_is_number(row.get(column)) for row in rows) for column in columns]
         whole = [number or column in formats for number, column in zip(numeric, columns, strict=True)]
         widths = [max(len(line[i]) for line in [headers, *cells]) for i in range(len(columns))]
-        room = shutil.get_terminal_size(WITHOUT_TERMINAL).columns if self._truncate else sys.maxsize
+        room = _terminal_width() if self._truncate else sys.maxsize
         fitted = _fitted(widths, whole, room)
         for number, line in enumerate([headers, *cells]):
             text = "  ".join(
@@ -268,6 +269,13 @@ def _human(value: Any, show: Callable[[Any], str] | None = None) -> str:
         case list() | tuple():
             return ", ".join(_human(entry) for entry in value) or "-"
     return printable(str(value))
+
+
+def _terminal_width() -> int:
+    """Return how wide a table may be; in a pipe or file it is as wide as it is, unless COLUMNS is set."""
+    if os.environ.get("COLUMNS") or sys.stdout.isatty():
+        return shutil.get_terminal_size(SILENT_TERMINAL).columns
+    return sys.maxsize
 
 
 def _line_width(widths: Sequence[int]) -> int:
