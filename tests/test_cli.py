@@ -534,6 +534,21 @@ def test_a_single_adapter_may_be_merged_and_scored(run: Run, adapters: Path) -> 
     assert run("score", "./math").out.startswith("Each adapter")
 
 
+def test_scores_of_what_cannot_be_compared_say_so(run: Run, adapters: Path) -> None:
+    elsewhere = peft_tensors(np.random.default_rng(7), {"h.5.mlp.c_fc": 2})
+    write_adapter(adapters / "elsewhere", elsewhere, peft_config(base_model_name_or_path="acme/other"))
+    done = run("score", "./math", "./medicine", "./elsewhere")
+    told = [line for line in done.out.splitlines() if line.startswith("! ")]
+    assert told == [
+        f"! {name} and elsewhere change no module in common: there is nothing to compare."
+        for name in ("math", "medicine")
+    ]
+    (warning,) = done.lines("Warning: ")
+    assert warning.startswith("Warning: [base_differs] the adapters state different bases (math: acme/base; ")
+    assert warning.endswith("Only deltas of one model can be compared.")
+    assert run("score", "./math", "./medicine").lines("Warning: ") == []
+
+
 def dense_squares(folder: Path) -> dict[str, np.ndarray]:  # type: ignore[type-arg]
     """Return the squared singular values of each module's dense delta, scaling 2."""
     tensors = load_file(folder / "adapter_model.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from hub_merge.advise import Advice, advise
@@ -26,6 +27,9 @@ COMPARABLE = ("base_differs", "base_unknown", "task_differs", "trained_weights",
 
 ABOUT_NUMBERS = ("untrained", "partly_zero", "norms_differ", "same_adapter", "norm_outlier", "spectrum_outlier")
 """Findings that say something of scores."""
+
+ABOUT_BASES = ("base_differs", "base_unknown")
+"""Problems of a merge that take the sense out of scores if the bases are not one model."""
 
 
 def search(base_model: str | None = None, *, hub: Hub | None = None, **filters: Any) -> list[Listing]:
@@ -79,9 +83,12 @@ def score_references(
     blocking = [found for found in compatibility.report.problems if found.code not in COMPARABLE]
     if blocking:
         raise IncompatibleAdapters(Report.of(blocking))
-    for found in compatibility.report.cautions:
+    for found in compatibility.report.findings:
         if found.code in ABOUT_NUMBERS:
             tell(found)
+        elif found.code in ABOUT_BASES:
+            only = "Only deltas of one model can be compared."
+            tell(replace(found, severity="caution", remedy=only, overrule=None))
     numbers = None if weights is None else checked_weights(adapters, weights)
     return score(adapters, numbers, spectra=True, exact_signs=exact_signs)
 

@@ -41,6 +41,7 @@ def print_scores(out: Output, scores: Scores, *, modules: bool) -> None:
         _print_retention(out, scores)
         if scores.spectra is not None and scores.spectra.sti is not None:
             out.line(f"Singular task interference (STI), mean over modules: {scores.spectra.sti:.4g}")
+        _print_strangers(out, scores)
         _print_shared_starts(out, scores)
         out.line("The score describes geometry. Whether it predicts quality is contested: measure the composite.")
 
@@ -75,6 +76,12 @@ def _print_retention(out: Output, scores: Scores) -> None:
         for row, spectrum in zip(rows, scores.spectra.adapters, strict=True):
             row |= {"effective_rank": spectrum.effective_rank, "sar": spectrum.sar}
     out.table(rows, list(rows[0]), title="Each adapter: SAR is its share in the main output directions of the sum")
+
+
+def _print_strangers(out: Output, scores: Scores) -> None:
+    for pair in scores.pairs:
+        if not pair.shared_modules:
+            out.line(f"! {pair.first} and {pair.second} change no module in common: there is nothing to compare.")
 
 
 def _print_shared_starts(out: Output, scores: Scores) -> None:
