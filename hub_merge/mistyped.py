@@ -34,7 +34,7 @@ def not_here_either(text: str, error: Error) -> Error:
         return type(error)(problem, remedy=_instead(path) or "Check the path; a Hub adapter is owner/name.")
     close = "" if "/" in text else _instead(path, closest=True)
     return type(error)(
-        f"{error.problem} Nor is there a folder or file {text} here.",
+        f"{error.problem} Nor is there a folder or file of that name here.",
         remedy=" ".join(filter(None, [close, error.remedy])) or None,
     )
 

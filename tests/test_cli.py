@@ -372,7 +372,7 @@ REFUSALS = {
     "a repository that is nowhere": (
         ["inspect", "someone/none"],
         "is not in the cache, or not all of it, and the network is switched off. Nor is there a folder or file "
-        "someone/none here.",
+        "of that name here.",
         "Unset HF_HUB_OFFLINE",
     ),
     "a folder's name with a typo": (

@@ -237,7 +237,7 @@ def test_a_mistyped_folder_is_told_as_such_and_not_only_as_a_repository_that_is_
         with pytest.raises(HubMergeError, match=f"no folder or file {math.parent.name}/maths here. Taken") as error:
             opening(f"{math.parent.name}/maths", hub=client)
         assert error.value.remedy == f"Did you mean {math.parent.name}/math?"
-        with pytest.raises(HubMergeError, match="Nor is there a folder or file nobody/maths here") as error:
+        with pytest.raises(HubMergeError, match="Nor is there a folder or file of that name here") as error:
             opening("nobody/maths", hub=client)
         with pytest.raises(HubMergeError) as error:
             opening("nobody/maths@main", hub=client)
