@@ -26,6 +26,7 @@ from hub_merge.pipeline import merge, save
 from hub_merge.ranks import smallest_rank
 from hub_merge.sources import open_model, pinned_reference
 from hub_merge.staging import require_free
+from hub_merge.workspace import write_whole
 
 __all__ = ["ExtractedModule", "Extraction", "extract"]
 
@@ -357,4 +358,4 @@ def _add_to_card(path: Path, result: Extraction) -> None:
         named = ", ".join(map(code_span, result.not_carried[:MOST_NAMED]))
         more = f" and {len(result.not_carried) - MOST_NAMED} more" if len(result.not_carried) > MOST_NAMED else ""
         lines += ["", f"Differs too, but is not in the adapter: {named}{more}."]
-    path.write_text(path.read_text(encoding="utf-8") + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, path.read_text(encoding="utf-8") + "\n" + "\n".join(lines) + "\n")
