@@ -14,7 +14,7 @@ from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
 from hub_merge.card import published_card, update_card
 from hub_merge.compat import check
-from hub_merge.errors import IncompatibleAdapters, MergeError, OutputExists, ProofFailed, RecipeError
+from hub_merge.errors import MergeError, OutputExists, ProofFailed, RecipeError
 from hub_merge.formats.checkpoints import MODEL_INDEX, Checkpoint, companion_files
 from hub_merge.formats.peft import contained
 from hub_merge.fusion.card import render_fused_card
@@ -26,7 +26,7 @@ from hub_merge.layout import CARD_FILE, LICENSES_FOLDER, RECORD_FILE
 from hub_merge.licenses import terms_files
 from hub_merge.notices import FUSED, carried_names, notice_texts, write_texts
 from hub_merge.parallel import map_modules
-from hub_merge.pipeline import followers, is_open, require_lawful, save
+from hub_merge.pipeline import followers, is_open, require_compatible, require_lawful, save
 from hub_merge.provenance import parent_of, read_record
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord
@@ -114,8 +114,7 @@ def _accepted(adapter: Adapter, allow: Sequence[str]) -> list[str]:
         IncompatibleAdapters: Something was found that has not been accepted.
     """
     report = check([adapter], allow=allow).report
-    if not report.compatible:
-        raise IncompatibleAdapters(report)
+    require_compatible(report)
     return [found.describe() for found in report.findings if found.code in allow]
 
 

@@ -8,18 +8,24 @@ from typing import Any
 from hub_merge.advise import Advice, advise
 from hub_merge.budgets import budget
 from hub_merge.compat import Compatibility
-from hub_merge.errors import IncompatibleAdapters
 from hub_merge.findings import Finding, Report
 from hub_merge.hub import Hub, Listing
 from hub_merge.lineage import Standing, standings
-from hub_merge.pipeline.merging import affordable, checked_weights
+from hub_merge.pipeline.merging import affordable, checked_weights, require_compatible
 from hub_merge.pipeline.opening import checked, followers, open_all
 from hub_merge.pipeline.progress import Progress, silent
 from hub_merge.scores import Scores, score
 from hub_merge.sources import Opened, open_headers
 from hub_merge.weights import Weight
 
-__all__ = ["advise_on_references", "check_references", "inspect_reference", "score_references", "search"]
+__all__ = [
+    "advise_on_references",
+    "check_references",
+    "inspect_reference",
+    "require_comparable",
+    "score_references",
+    "search",
+]
 
 COMPARABLE = ("base_differs", "base_unknown", "task_differs", "trained_weights", "unknown_fields", "base_copy")
 """Problems of a merge that do not keep deltas from being compared."""
@@ -58,6 +64,11 @@ def inspect_reference(reference: str, *, hub: Hub, revision: str | None = None) 
     return opened, standings([opened.adapter], canonical=canonical, original=original)[0]
 
 
+def require_comparable(compatibility: Compatibility) -> None:
+    """Raise ``IncompatibleAdapters`` if a problem keeps the deltas from being compared."""
+    require_compatible(Report.of(found for found in compatibility.report.problems if found.code not in COMPARABLE))
+
+
 def score_references(
     references: Sequence[str],
     *,
@@ -76,9 +87,7 @@ def score_references(
     """
     adapters = affordable(open_all(references, hub, progress))
     compatibility = checked(adapters, hub)
-    blocking = [found for found in compatibility.report.problems if found.code not in COMPARABLE]
-    if blocking:
-        raise IncompatibleAdapters(Report.of(blocking))
+    require_comparable(compatibility)
     for found in compatibility.report.cautions:
         if found.code in ABOUT_NUMBERS:
             tell(found)
@@ -102,6 +111,5 @@ def advise_on_references(
     """
     adapters = affordable(open_all(references, hub, progress))
     compatibility = checked(adapters, hub, base, allow)
-    if not compatibility.compatible:
-        raise IncompatibleAdapters(compatibility.report)
+    require_compatible(compatibility.report)
     return advise(adapters, score(adapters), compatibility, max_rank=max_rank)
