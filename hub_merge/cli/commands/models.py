@@ -62,7 +62,7 @@ def fuse(
         print_fusion(out, output, record)
     else:
         published = push_fused(output, repo_id, hub=hub, private=private, accept_unknown_license=accept_unknown_license)
-        print_published(out, published, dry_run=False, fused=True)
+        print_published(out, published, dry_run=False)
 
 
 @command(
