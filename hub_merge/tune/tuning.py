@@ -35,12 +35,11 @@ class Effort:
     Attributes:
         forward: Rows that went through the model.
         backward: Rows whose gradient was taken.
-        seconds: Time by the clock.
+        started: Time by the clock when it began.
     """
 
     forward: int = 0
     backward: int = 0
-    seconds: float = 0.0
     started: float = field(default_factory=time.monotonic, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
