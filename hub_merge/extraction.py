@@ -198,13 +198,13 @@ def _sorted_out(
     for name, info in tuned.infos.items():
         module = name.removesuffix(".weight")
         found = [name] if name in base.infos else find(module) if name.endswith(".weight") else []
-        pair = _Pair(_full_name(tuned, module), name, found[0] if len(found) == 1 else None, info)
+        pair = _Pair(_full_name(module), name, found[0] if len(found) == 1 else None, info)
         asked = (not include or any(part in module for part in include)) and not any(p in module for p in exclude)
         (wanted if asked and _is_matrix(base, pair) else other).append(pair)
     return wanted, other
 
 
-def _full_name(tuned: Checkpoint, module: str) -> str:
+def _full_name(module: str) -> str:
     """Return the name that the module has in the model with its head."""
     root = ROOTS.get(module.partition(".")[0])
     return f"{root}.{module}" if root else module
@@ -319,7 +319,7 @@ def _adapter(models: tuple[Checkpoint, Checkpoint], updates: Sequence[_Update], 
         load=parts.__getitem__,
         base_model=base.origin.repo_id,
         task_type=_task_type(tuned.config),
-        target_modules=_targets([_full_name(tuned, name.rpartition(".")[0]) for name in tuned.infos], parts),
+        target_modules=_targets([_full_name(name.rpartition(".")[0]) for name in tuned.infos], parts),
         fan_in_fan_out=any(base.is_conv1d(module) for module in parts),
         origin=replace(tuned.origin, folder=None, repo_id=None, commit=None),
     )

@@ -66,7 +66,6 @@ STEPS = {
     "score": "Comparing module by module",
     "write": "Writing",
     "prove": "Proving",
-    "convert": "Converting",
 }
 
 THEME = {
