@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hub_merge.compat import Compatibility
     from hub_merge.scores import PairScore, Scores
 
-__all__ = ["Advice", "advise"]
+__all__ = ["MAX_RANK", "Advice", "advise"]
 
 APART = 0.05
 """Up to this RMS cosine two adapters count as apart: of equal norm, a sum moves each along itself by about 5 % at most.

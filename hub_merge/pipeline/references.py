@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hub_merge.advise import Advice, advise
+from hub_merge.advise import MAX_RANK, Advice, advise
 from hub_merge.budgets import budget
 from hub_merge.compat import Compatibility
 from hub_merge.findings import Finding, Report
@@ -101,7 +101,7 @@ def advise_on_references(
     hub: Hub,
     base: str | None = None,
     allow: Sequence[str] = (),
-    max_rank: int = 64,
+    max_rank: int = MAX_RANK,
     progress: Progress = silent,
 ) -> Advice:
     """Return which method, weights and rank the geometry of the adapters of ``references`` suggests, and why.

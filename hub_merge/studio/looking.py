@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Look", "Measured", "look", "measure", "predicted"]
 
-MAX_RANK = 64
-
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -138,7 +136,7 @@ def measure(
         scoring.add(found)
         tick("score", done, len(modules))
     scores = scoring.result()
-    suggested = advise(adapters, scores, compatibility, max_rank=MAX_RANK) if compatibility.compatible else None
+    suggested = advise(adapters, scores, compatibility) if compatibility.compatible else None
     ranks = tuple(adapter.rank for adapter in adapters)
     return Measured(tuple(references), compatibility, ranks, scores, scoring.products(), suggested)
 
