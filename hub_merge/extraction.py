@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from hub_merge.layout import CARD_FILE, OWN_CONTENT
 from hub_merge.lowrank import closest_update
 from hub_merge.parallel import map_modules
 from hub_merge.pipeline import merge, save
+from hub_merge.pipeline.progress import Progress, silent
 from hub_merge.ranks import smallest_rank
 from hub_merge.sources import open_model, pinned_reference
 from hub_merge.staging import require_free
@@ -30,7 +31,6 @@ from hub_merge.workspace import write_whole
 
 __all__ = ["ExtractedModule", "Extraction", "extract"]
 
-Progress = Callable[[str, int, int], None]
 
 TASK_TYPES = {
     "ForCausalLM": "CAUSAL_LM",
@@ -133,7 +133,7 @@ def extract(
     seed: int = 0,
     force: bool = False,
     hub: Hub | None = None,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = silent,
 ) -> Extraction:
     """Write the LoRA adapter that is closest to what training made of a full model.
 
