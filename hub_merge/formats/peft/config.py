@@ -39,7 +39,7 @@ HARMLESS_FIELDS = frozenset(
 VARIANT_FIELDS: Mapping[str, tuple[str, str]] = {
     "use_dora": (
         "dora",
-        "DoRA rescales the whole weight by a trained magnitude, which takes the base's weights: --materialize",
+        "DoRA rescales the whole weight by a trained magnitude, which takes the base's weights",
     ),
     "use_qalora": ("qalora", "QALoRA pools the inputs, so its A is not the A of a plain product"),
     "lora_bias": ("lora_bias", "a trained bias belongs to B, which a product B @ A cannot hold"),
@@ -216,8 +216,9 @@ def _init_findings(init: object, note: Callable[..., Finding]) -> Iterator[Findi
             "init_lora_weights",
             f"{seen}, which takes the initial product out of the base at the start of training",
             "factors that fit the published base",
-            "Give the adapter as it was saved before training: --initial ADAPTER=REFERENCE. Without it there is no way "
+            "Give merge, compress or convert the adapter as it was saved before training. Without it there is no way "
             "back, except with PEFT where it was trained (save_pretrained, path_initial_model_for_weight_conversion).",
+            overrule="--initial ADAPTER=REFERENCE",
         )
     elif init.lower().startswith("loftq"):
         yield note(
