@@ -324,6 +324,7 @@ class Adapter:
         private: bool | None = None,
         create_pr: bool = False,
         commit_message: str | None = None,
+        accept_unknown_license: bool = False,
         token: str | bool | None = None,
     ) -> Published:
         """Write and prove the adapter in a temporary folder and publish it as one commit.
@@ -333,14 +334,23 @@ class Adapter:
             private: Visibility of a new repository; private by default if a parent is gated or private.
             create_pr: Open a pull request instead.
             commit_message: Title of the commit.
+            accept_unknown_license: Publish although the licence of a source is not known, or its terms are not.
             token: Hub token; ``None`` takes the stored login.
 
         Raises:
-            PublishError: The Hub refused, or the repository changed meanwhile.
+            PublishError: The licences do not allow it, the Hub refused, or the repository changed meanwhile.
         """
         from hub_merge.pipeline import push
 
-        return push(self, repo_id, token=token, private=private, create_pr=create_pr, commit_message=commit_message)
+        return push(
+            self,
+            repo_id,
+            token=token,
+            private=private,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            accept_unknown_license=accept_unknown_license,
+        )
 
 
 def unique_names(adapters: Sequence[Adapter]) -> list[Adapter]:

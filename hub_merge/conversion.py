@@ -16,6 +16,7 @@ from hub_merge.bases import read_base
 from hub_merge.errors import AdapterFormatError, MergeError, UnsupportedAdapter
 from hub_merge.findings import Finding
 from hub_merge.formats.tensors import widest
+from hub_merge.gram import result_dtype
 from hub_merge.materialize import materialize
 from hub_merge.methods.sum import concatenated
 from hub_merge.recipe import STATED, Conversion
@@ -188,5 +189,6 @@ def _difference(trained: LoraFactors, initial: LoraFactors) -> LoraFactors:
     """Return the difference of two deltas; with one scaling nothing is rounded."""
     if trained.scaling != initial.scaling:
         return concatenated([trained, initial], [1.0, -1.0])
-    A = np.concatenate([trained.A, initial.A])
-    return LoraFactors(A, np.concatenate([trained.B, -initial.B], axis=1), trained.scaling)
+    wide = None if trained.A.dtype == initial.A.dtype else result_dtype([trained, initial])
+    A = np.concatenate([trained.A, initial.A], dtype=wide)
+    return LoraFactors(A, np.concatenate([trained.B, -initial.B], axis=1, dtype=wide), trained.scaling)

@@ -16,7 +16,7 @@ import numpy as np
 
 from hub_merge.adapter import LoraFactors
 from hub_merge.elementwise import Rule, Seed, Values, apply_rule, seeds_of
-from hub_merge.gram import NULL, Float64, Stack, best_rank_k, orthonormal, result_dtype, stack
+from hub_merge.gram import NULL, Float64, Stack, best_rank_k, inner_products, orthonormal, result_dtype, stack
 from hub_merge.lowrank import closest_update, truncated
 
 __all__ = ["Basis", "CoreSpace", "Space", "core_space", "merge_elementwise", "space_cautions"]
@@ -92,7 +92,7 @@ def core_space(parts: Sequence[LoraFactors], basis: Basis = "deltas") -> CoreSpa
 
     The bases are the left singular vectors of the adapters' B side by side and the right singular vectors of their A on
     top of each other. They are unique up to sign where singular values differ, so the order of adapters does not
-    matter; a sign rule on the full vectors fixes the rest.
+    matter; a sign rule on the full vectors fixes the rest. A delta that cancels to rounding is zero.
 
     Args:
         parts: One module's factors, all of one ``(out, in)`` shape. Not modified.
@@ -108,8 +108,9 @@ def core_space(parts: Sequence[LoraFactors], basis: Basis = "deltas") -> CoreSpa
     else:
         columns, rows = _as_given(parts, joint)
     left, right = _oriented_left(joint, _left_singular(columns)), _oriented_right(joint, _left_singular(rows))
-    M = [(left.T @ a) @ (b @ right) for a, b in zip(joint.lefts, joint.rights, strict=True)]
-    return CoreSpace(joint.stacked, joint.Wb @ left, (joint.Wa @ right).T, np.stack(M))
+    M = np.stack([(left.T @ a) @ (b @ right) for a, b in zip(joint.lefts, joint.rights, strict=True)])
+    M[np.diag(inner_products(joint.stacked, len(parts))) == 0] = 0.0
+    return CoreSpace(joint.stacked, joint.Wb @ left, (joint.Wa @ right).T, M)
 
 
 def _as_given(parts: Sequence[LoraFactors], joint: _Joint) -> tuple[Float64, Float64]:

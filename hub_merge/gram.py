@@ -259,10 +259,11 @@ def _core_svd(stacked: Stack) -> tuple[Float64, Float64, Float64, Float64, Float
     return Wb, U, S, Vt, Wa
 
 
-def norm_and_peak(factors: LoraFactors) -> tuple[float, float]:
-    """Return the squared Frobenius norm and the squared largest singular value of one update, without stacking it.
+def norm_and_peak(factors: LoraFactors) -> tuple[float, float, int]:
+    """Return squared Frobenius norm, squared largest singular value and number of pieces of an update, without a stack.
 
-    A factor that holds NaN or infinity makes both NaN. An update whose pieces cancel to rounding counts as zero.
+    Pieces that are zero do not count. A factor that holds NaN or infinity makes the norm and the singular value NaN. An
+    update whose pieces cancel to rounding counts as zero.
     Factors of 16 bits or fewer are multiplied in float32, which holds each product exactly, where the sums neither
     overflow nor cancel: rounding is then below 1e-4 of the results, and about 1e-6.
     """
@@ -271,11 +272,13 @@ def norm_and_peak(factors: LoraFactors) -> tuple[float, float]:
     if short and not (math.isfinite(square) and square > SURE * bound):
         grams, square, bound = _products(factors, np.float64)
     if not math.isfinite(square):
-        return math.nan, math.nan
+        return math.nan, math.nan, factors.rank
+    pieces = int(np.count_nonzero(grams[0].diagonal() * grams[1].diagonal()))
     if square <= NULL * bound:
-        return 0.0, 0.0
+        return 0.0, 0.0, pieces
     root = _root(grams[0])
-    return factors.scaling**2 * square, factors.scaling**2 * float(np.linalg.eigvalsh(root.T @ grams[1] @ root)[-1])
+    largest = float(np.linalg.eigvalsh(root.T @ grams[1] @ root)[-1])
+    return factors.scaling**2 * square, factors.scaling**2 * largest, pieces
 
 
 def _products(factors: LoraFactors, wide: Wide) -> tuple[tuple[Float64, Float64], float, float]:

@@ -43,7 +43,7 @@ class ModuleStatistic:
         square: Squared Frobenius norm ``‖delta‖²``; NaN if a factor holds NaN or infinity.
         concentration: Share of the energy in the largest direction, ``sigma_1² / ‖delta‖²``, [1/rank, 1]; 0 for a zero
             delta.
-        chance: The most that random factors of this shape and rank give,
+        chance: The most that random factors of this shape and rank, padding aside, give,
             ``(1 + sqrt(r/out))² (1 + sqrt(r/in))² / r``, the edges of the Marchenko-Pastur law, at most 1.
     """
 
@@ -54,9 +54,9 @@ class ModuleStatistic:
 
 def measure(factors: LoraFactors) -> ModuleStatistic:
     """Return norm and spectrum of a delta, from its factors alone."""
-    (out_features, in_features), rank = factors.shape, max(1, factors.rank)
+    square, largest, pieces = norm_and_peak(factors)
+    (out_features, in_features), rank = factors.shape, max(1, pieces)
     chance = (1 + math.sqrt(rank / out_features)) ** 2 * (1 + math.sqrt(rank / in_features)) ** 2 / rank
-    square, largest = norm_and_peak(factors)
     concentration = min(1.0, largest / square) if square > 0 else 0.0
     return ModuleStatistic(square, concentration, min(1.0, chance))
 

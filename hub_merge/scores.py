@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +47,14 @@ class ModuleScore:
     Attributes:
         cosine: Frobenius cosine of the deltas, [-1, 1]; ``None`` where a delta is zero.
         chance: Standard deviation of the cosine of two random deltas of this shape, ``1 / sqrt(out * in)``.
-        left: Overlap of the output spaces, ``‖Q_iᵀ Q_j‖² / min(rank)``, [0, 1] (squared cosines of principal angles).
+        left: Overlap of the output spaces, ``‖Q_iᵀ Q_j‖² / min(rank)``, [0, 1] (squared cosines of principal angles);
+            the ranks are those that B really has, whatever it was padded to.
         right: The same of the input spaces.
         left_angle: Smallest principal angle between the output spaces, degrees, [0, 90].
         right_angle: The same of the input spaces.
         left_chance: What ``left`` is on average for random spaces, ``max(rank) / out``.
         right_chance: What ``right`` is on average for random spaces.
-        a_rows: Mean of ``|cos|`` between row k of A and row k of the other A, [0, 1].
+        a_rows: Mean of ``|cos|`` between row k of A and row k of the other A, where neither is zero, [0, 1].
         a_rows_chance: The same for random rows, ``sqrt(2 / (pi * in))``.
     """
 
@@ -79,11 +80,11 @@ class PairScore:
         rms_cosine: Root mean square over shared modules of the cosine, [0, 1]; the headline. ``None`` without any.
         chance: The value ``rms_cosine`` has for random deltas of these shapes.
         times_chance: Root mean square of ``cosine / chance`` by module; 1 is what chance gives.
-        global_cosine: Cosine of the whole deltas, all modules as one vector, [-1, 1].
+        global_cosine: Cosine of the whole deltas, all modules as one vector, [-1, 1]; ``None`` without a shared module.
         mean_abs_cosine: Mean of ``|cosine|`` over shared modules, [0, 1].
         max_abs_cosine: Largest ``|cosine|``, [0, 1].
         max_module: The module that has it.
-        sign_conflict: Estimated share of entries of opposite sign, ``arccos(global_cosine) / pi``, [0, 1].
+        sign_conflict: Estimated share of entries of opposite sign, ``arccos(global_cosine) / pi``, [0, 1], or ``None``.
         left: Mean overlap of the output spaces, [0, 1]; ``left_chance`` is its level for random spaces.
         right: Mean overlap of the input spaces, [0, 1]; ``right_chance`` is its level for random spaces.
         a_rows: Mean row-wise ``|cos|`` of A, [0, 1]; near 1 means one initialisation, not one task.
@@ -223,12 +224,15 @@ class Products:
         Args:
             weights: One number an adapter, or numbers by module.
             coefficients: Gives the factors that a module's deltas are added with, from its weights and from which
-                adapters have it; ``None`` takes the weights.
+                adapters take part in it; ``None`` takes the weights.
         """
         kept, whole = np.zeros(len(self.adapters)), np.einsum("mii->i", self.values)
         for module, products, present in zip(self.modules, self.values, self.present, strict=True):
-            here = [weight_for(weight, module) for weight in weights]
-            kept += products @ np.asarray(coefficients(here, present.tolist()) if coefficients else here, np.float64)
+            here = np.array([weight_for(weight, module) for weight in weights], np.float64)
+            taking_part = (present & (here != 0)).tolist()
+            kept += products @ np.asarray(
+                coefficients(here.tolist(), taking_part) if coefficients else here, np.float64
+            )
         return tuple(float(part / all_) if all_ > 0 else None for part, all_ in zip(kept, whole, strict=True))
 
 
@@ -375,55 +379,66 @@ def _score_pairs(stacked: Stack, products: Float64, present: Sequence[int]) -> d
         i: (orthonormal(stacked.gram_b[np.ix_(own, own)])[0], orthonormal(stacked.gram_a[np.ix_(own, own)])[0])
         for i, own in rows.items()
     }
+    alive = np.diag(stacked.gram_a) > 0
     scores = {}
     for i, j in combinations(present, 2):
         across = np.ix_(rows[i], rows[j])
-        left = _squared_cosines(spans[i][0].T @ stacked.gram_b[across] @ spans[j][0])
-        right = _squared_cosines(spans[i][1].T @ stacked.gram_a[across] @ spans[j][1])
-        ranks = len(rows[i]), len(rows[j])
-        paired = np.abs(np.diag(stacked.gram_a[across]))
-        scores[i, j] = _score_overlap(stacked.shape, ranks, products[np.ix_([i, j], [i, j])], left, right, paired)
+        left = _overlap(spans[i][0].T @ stacked.gram_b[across] @ spans[j][0], stacked.shape[0])
+        right = _overlap(spans[i][1].T @ stacked.gram_a[across] @ spans[j][1], stacked.shape[1])
+        paired = [abs(stacked.gram_a[k, m]) for k, m in zip(rows[i], rows[j], strict=False) if alive[k] and alive[m]]
+        scores[i, j] = _module_score(stacked.shape, products[np.ix_([i, j], [i, j])], left, right, paired)
     return scores
 
 
-def _score_overlap(
-    shape: tuple[int, int], ranks: tuple[int, int], products: Float64, left: Float64, right: Float64, paired: Float64
+class _Overlap(NamedTuple):
+    """Share of the smaller of two spans that lies in the other, smallest angle in degrees, and the share by chance."""
+
+    share: float
+    angle: float
+    chance: float
+
+
+def _overlap(across: Float64, dimensions: int) -> _Overlap:
+    """Return how much two spans overlap.
+
+    Args:
+        across: Inner products of their orthonormal bases, ``(m, n)``.
+        dimensions: Of the space that they are in.
+    """
+    cosines = np.minimum(np.linalg.svd(across, compute_uv=False), 1.0) if across.size else np.zeros(0)
+    return _Overlap(
+        share=float(np.square(cosines).mean()) if len(cosines) else 0.0,
+        angle=float(np.degrees(np.arccos(cosines.max(initial=0.0)))),
+        chance=min(1.0, max(across.shape) / dimensions),
+    )
+
+
+def _module_score(
+    shape: tuple[int, int], products: Float64, left: _Overlap, right: _Overlap, paired: Sequence[float]
 ) -> ModuleScore:
     """Return the overlap of two adapters in one module.
 
     Args:
         shape: ``(out, in)``.
-        ranks: Of the two.
         products: Inner products of their deltas, ``(2, 2)``.
-        left: Squared cosines of the angles between their output spaces.
-        right: The same of the input spaces.
-        paired: ``|cos|`` of row k of A and row k of the other A.
+        left: Overlap of their output spaces.
+        right: Overlap of their input spaces.
+        paired: ``|cos|`` of row k of A and row k of the other A, where neither is zero.
     """
     out_features, in_features = shape
-    smaller, larger = min(ranks), max(ranks)
     norm = math.sqrt(products[0, 0] * products[1, 1])
     return ModuleScore(
         cosine=float(min(1.0, max(-1.0, products[0, 1] / norm))) if norm > 0 else None,
         chance=1.0 / math.sqrt(out_features * in_features),
-        left=float(left.sum() / smaller) if smaller else 0.0,
-        right=float(right.sum() / smaller) if smaller else 0.0,
-        left_angle=_smallest_angle(left),
-        right_angle=_smallest_angle(right),
-        left_chance=min(1.0, larger / out_features),
-        right_chance=min(1.0, larger / in_features),
-        a_rows=float(paired.mean()) if smaller else None,
+        left=left.share,
+        right=right.share,
+        left_angle=left.angle,
+        right_angle=right.angle,
+        left_chance=left.chance,
+        right_chance=right.chance,
+        a_rows=float(np.mean(paired)) if paired else None,
         a_rows_chance=math.sqrt(2 / (math.pi * in_features)),
     )
-
-
-def _squared_cosines(across: Float64) -> Float64:
-    """Return the squared cosines of the principal angles between two spans, from their bases' inner products."""
-    return np.minimum(np.linalg.svd(across, compute_uv=False), 1.0) ** 2 if across.size else np.zeros(0)
-
-
-def _smallest_angle(squared_cosines: Float64) -> float:
-    largest = squared_cosines.max(initial=0.0)
-    return float(np.degrees(np.arccos(math.sqrt(largest))))
 
 
 def _score_pair(
@@ -433,7 +448,7 @@ def _score_pair(
     cosines = {module: abs(entry.cosine) for module, entry in counted.items() if entry.cosine is not None}
     max_module = max(cosines, key=lambda module: cosines[module], default=None)
     both = norm_i * norm_j
-    global_cosine = max(-1.0, min(1.0, product / both)) if both > 0 else None
+    global_cosine = max(-1.0, min(1.0, product / both)) if counted else None
     entries = list(counted.values())
     return PairScore(
         first=first,

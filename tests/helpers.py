@@ -47,6 +47,12 @@ def dense_sum(parts: Sequence[LoraFactors], weights: Sequence[float] | None = No
     return total
 
 
+def padded(part: LoraFactors, rank: int) -> LoraFactors:
+    """Return the same delta with rows of zeros in A and columns of zeros in B, up to a rank."""
+    more = rank - part.rank
+    return LoraFactors(np.pad(part.A, ((0, more), (0, 0))), np.pad(part.B, ((0, 0), (0, more))), part.scaling)
+
+
 def relative_error(got: Array, wanted: Array) -> float:
     """Return ``‖got - wanted‖ / ‖wanted‖``."""
     difference = np.linalg.norm(np.asarray(got, np.float64) - np.asarray(wanted, np.float64))

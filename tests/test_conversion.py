@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -284,6 +285,18 @@ def test_the_initial_product_is_taken_away_exactly(rng: np.random.Generator) -> 
         assert np.array_equal(got.A, np.concatenate([first.A, second.A]))
         assert np.array_equal(got.B, np.concatenate([first.B, -second.B], axis=1))
         assert relative_error(got.delta(), first.delta() - second.delta()) <= 1e-14
+
+
+def test_the_initial_product_may_have_another_precision(rng: np.random.Generator) -> None:
+    trained, initial = pair(rng)
+    halves = [
+        replace(one, load={name: one.factors(name).astype(dtype) for name in one.modules}.__getitem__)
+        for one, dtype in ((trained, ml_dtypes.bfloat16), (initial, np.float16))
+    ]
+    plain = without_initial(*halves)
+    for module in plain.modules:
+        first, second = (one.factors(module).delta() for one in halves)
+        assert relative_error(plain.factors(module).delta(), first - second) <= 1e-14
 
 
 def test_another_scaling_of_the_initial_adapter_counts(rng: np.random.Generator) -> None:

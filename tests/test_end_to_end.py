@@ -393,13 +393,21 @@ def test_a_hub_that_is_down_is_told_by_its_address(shop: tuple[HubDouble, Path],
 
 SCRIPT = """
 import json
+from pathlib import Path
 import hub_merge
+from hub_merge.errors import PublishError
 
-adapters = [hub_merge.Adapter.from_pretrained(name) for name in ("bob/open", "acme/other")]
+adapters = [hub_merge.Adapter.from_pretrained(name) for name in ("bob/open", "acme/silent")]
 composite = hub_merge.merge(adapters, "sum", weights=[1.0, -0.5])
 composite.save_pretrained("from-python")
-published = composite.push_to_hub("alice/from-python", private=True)
-print(json.dumps([published.repo_id, published.commit, published.created]))
+try:
+    composite.push_to_hub("alice/from-python")
+except PublishError as refused:
+    assert "accept_unknown_license=True" in str(refused)
+published = composite.push_to_hub("alice/from-python", private=True, accept_unknown_license=True)
+verdict = hub_merge.verify(published.repo_id).verdict
+again = hub_merge.run(hub_merge.Recipe.from_yaml(Path("from-python/recipe.yaml").read_text()))
+print(json.dumps([published.repo_id, published.commit, published.created, verdict, again.rank]))
 """
 
 
@@ -407,6 +415,7 @@ def test_python_merges_and_publishes_what_the_command_line_verifies(
     shop: tuple[HubDouble, Path], tmp_path: Path
 ) -> None:
     hub, _ = shop
+    hub.add_repo("acme/silent", adapter_files(5, base=BASE, alpha=16, shape=(12, 8)))
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         env=environment(hub, tmp_path, "alice"),
@@ -417,7 +426,12 @@ def test_python_merges_and_publishes_what_the_command_line_verifies(
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == ["alice/from-python", hub.repo("alice/from-python").head.oid, True]
+    assert json.loads(done.stdout) == [
+        "alice/from-python",
+        hub.repo("alice/from-python").head.oid,
+        True,
+        *("reproduced", 2 * RANK),
+    ]
     assert hub.repo("alice/from-python").private is True
     assert hub.file("alice/from-python", WEIGHTS) == (tmp_path / "from-python" / WEIGHTS).read_bytes()
     assert run_json(hub, tmp_path, "verify", "alice/from-python", user="alice")["verdict"] == "reproduced"

@@ -119,6 +119,20 @@ def test_equal_losses_do_not_differ() -> None:
     assert (found.ratio, found.low, found.high, found.p) == (1, 1, 1, 1)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("broken", [np.nan, np.inf, 1e6])
+def test_a_composite_that_gives_no_numbers_is_not_called_different_by_chance_or_not(broken: float) -> None:
+    sound, other = drawn(0, 50), drawn(1, 50)
+    other[3] = broken
+    for found in (
+        compare(losses(other), losses(sound)),
+        compare_means({"one": losses(other)}, {"one": losses(sound)}),
+        compare_means({"one": losses(sound)}, {"one": losses(other)}),
+    ):
+        assert math.isnan(found.p) or (math.isfinite(broken) and found.p > 0.4)
+    assert not perplexity(losses(other)).value < math.inf
+
+
 def test_other_rows_are_not_compared() -> None:
     with pytest.raises(EvaluationError, match="same rows"):
         compare(losses(drawn(1, 5)), losses(drawn(1, 6)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import time
 import tracemalloc
@@ -17,6 +18,8 @@ from hypothesis import strategies as st
 from hub_merge.adapter import LoraFactors
 from hub_merge.errors import MergeError, UnknownMethod
 from hub_merge.methods import Bounds, Method, get_method, list_methods, merge_method, registry
+from hub_merge.methods.registry import RESERVED
+from hub_merge.pipeline import merge
 from tests.helpers import dense_sum, random_factors, read_only, relative_error
 
 SHAPE = (24, 20)
@@ -463,3 +466,7 @@ def test_a_function_that_is_no_method_is_refused(table: dict[str, Method]) -> No
         with pytest.raises(ValueError, match=reason):
             merge_method("broken", formula="x = y")(kernel)
     assert "broken" not in table
+
+
+def test_no_option_can_have_the_name_of_an_argument_of_merge() -> None:
+    assert {*inspect.signature(merge).parameters} - {"options"} <= RESERVED

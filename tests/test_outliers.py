@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 import ml_dtypes
@@ -18,7 +19,7 @@ from hub_merge.findings import Finding
 from hub_merge.hub import Hub
 from hub_merge.outliers import ModuleStatistic, dominance_findings, measure
 from hub_merge.pipeline import merge, score_references
-from tests.helpers import adapter_of, random_factors, write_adapter
+from tests.helpers import adapter_of, padded, random_factors, write_adapter
 
 LAYERS = 12
 SHAPE, RANK = (40, 30), 4
@@ -78,6 +79,11 @@ def test_float32_is_not_trusted_where_its_sums_overflow_underflow_or_cancel(a: l
     assert found.concentration == pytest.approx(1.0)
 
 
+def test_rows_and_columns_of_zeros_change_nothing() -> None:
+    part = random_factors(np.random.default_rng(0), SHAPE, RANK)
+    assert asdict(measure(padded(part, 4 * RANK))) == pytest.approx(asdict(measure(part)))
+
+
 def test_random_factors_stay_below_what_chance_gives_at_most() -> None:
     for seed in range(20):
         found = measure(random_factors(np.random.default_rng(seed), (300, 200), 16))
@@ -89,7 +95,7 @@ def test_broken_and_zero_factors_have_no_spectrum(value: float) -> None:
     part = random_factors(np.random.default_rng(0), SHAPE, RANK)
     part.B[0, 0] = value
     assert math.isnan(measure(part).square) and measure(part).concentration == 0
-    assert measure(LoraFactors(part.A, np.zeros_like(part.B))) == ModuleStatistic(0.0, 0.0, measure(part).chance)
+    assert measure(LoraFactors(part.A, np.zeros_like(part.B))) == ModuleStatistic(0.0, 0.0, 1.0)
     assert measure(LoraFactors.empty(SHAPE)).square == 0
 
 

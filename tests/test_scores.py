@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.ranks import smallest_rank
 from hub_merge.scores import PairScore, Scores, score, started_alike
 from hub_merge.spectra import Spectra
-from tests.helpers import adapter_of, dense_sum, in_basis, random_basis, random_factors
+from tests.helpers import adapter_of, dense_sum, in_basis, padded, random_basis, random_factors
 
 SHAPES = {"h.0": (12, 10), "h.1": (9, 14), "h.2": (8, 8)}
 
@@ -265,6 +266,17 @@ def test_a_module_with_a_zero_delta_does_not_count(rng: np.random.Generator) -> 
     assert pair.modules["h.1"].cosine is None
 
 
+def test_rows_and_columns_of_zeros_change_nothing(rng: np.random.Generator) -> None:
+    """A composite is padded to one rank in all modules when it is written."""
+    adapters = three(rng)
+    written = [adapter_of(one.name, {m: padded(one.load(m), 8) for m in one.modules}) for one in adapters]
+    for given, found in zip(score(adapters).pairs, score(written).pairs, strict=True):
+        wanted, seen = asdict(given), asdict(found)
+        for entry, other in zip(wanted.pop("modules").values(), seen.pop("modules").values(), strict=True):
+            assert other == pytest.approx(entry, rel=1e-9)
+        assert seen == pytest.approx(wanted)
+
+
 def test_an_adapter_whose_pieces_cancel_counts_as_zero(rng: np.random.Generator) -> None:
     one, *_ = three(rng)
     for seed in range(20):
@@ -281,7 +293,7 @@ def test_adapters_without_a_common_module_have_no_cosine_and_keep_their_whole_we
     scores = score([one, two], [0.5, -2.0])
     assert scores.rms_cosine is None
     assert scores.pairs[0].modules == {}
-    assert scores.pairs[0].global_cosine == 0.0
+    assert scores.pairs[0].global_cosine is None and scores.pairs[0].sign_conflict is None
     assert scores.retention == pytest.approx((0.5, -2.0))
 
 

@@ -137,7 +137,21 @@ def test_two_equal_adapters_give_that_adapter(name: str, rng: np.random.Generato
 def test_an_adapter_that_is_zero_is_like_an_adapter_that_lacks_the_module(name: str, rng: np.random.Generator) -> None:
     parts = three(rng)
     untrained = LoraFactors(rng.standard_normal((3, SHAPE[1])), np.zeros((SHAPE[0], 3)))
-    assert relative_error(delta(name, [*parts, untrained], [*WEIGHTS, 2.0]), delta(name, parts, WEIGHTS)) < EXACT
+    twice = random_factors(rng, SHAPE, 2)
+    untouched = LoraFactors(np.concatenate([twice.A] * 2), np.concatenate([twice.B, -twice.B], axis=1))  # but rounding
+    for nothing in (untrained, untouched):
+        assert relative_error(delta(name, [*parts, nothing], [*WEIGHTS, 2.0]), delta(name, parts, WEIGHTS)) < EXACT
+
+
+@pytest.mark.parametrize("name", ["ctm", "iso_c", "iso_cts", "karcher", "pico", "tsv_m", "wudi"])
+def test_an_adapter_within_the_main_directions_of_another_brings_in_no_rounding(
+    name: str, rng: np.random.Generator
+) -> None:
+    part = random_factors(rng, SHAPE, 8)
+    u, s, vt = np.linalg.svd(dense_sum([part]), full_matrices=False)
+    within = LoraFactors(vt[:2], u[:, :2] * s[:2])
+    merged = [delta(name, [in_basis(part, random_basis(rng, 8)), within]) for _ in range(3)]
+    assert all(relative_error(other, merged[0]) < 1e-8 for other in merged[1:])
 
 
 # --- tsv_m ------------------------------------------------------------------------------------------------------------
@@ -388,6 +402,16 @@ def test_the_karcher_mean_settles_for_deltas_at_wide_angles(rng: np.random.Gener
     cosines = [(merged * dense_sum([p])).sum() / norm(merged) / norm(dense_sum([p])) for p in (part, turned)]
     assert cosines[0] == pytest.approx(cosines[1], rel=1e-12)
     assert cosines[0] > 0
+
+
+def test_the_karcher_mean_of_dependent_deltas_all_round_is_a_number(rng: np.random.Generator) -> None:
+    one, other = (part.scaling * part.B @ part.A for part in three(rng)[:2])
+    other = other - (one * other).sum() / (one * one).sum() * one
+    for _ in range(100):
+        angles = rng.uniform(0, 2 * np.pi, rng.integers(3, 5))
+        around = [np.cos(angle) * one / norm(one) + np.sin(angle) * other / norm(other) for angle in angles]
+        merged = delta("karcher", [LoraFactors(each, np.eye(SHAPE[0])) for each in around])
+        assert norm(merged) == pytest.approx(1.0) or not merged.any()
 
 
 def test_directions_that_cancel_have_no_mean(rng: np.random.Generator) -> None:

@@ -20,6 +20,7 @@ from hub_merge.errors import BudgetExceeded, HubMergeError, MergeError, RecipeEr
 from hub_merge.findings import Report, problem
 from hub_merge.formats.tensors import WRITABLE
 from hub_merge.methods import list_methods
+from hub_merge.pipeline import merge
 from hub_merge.recipe import Recipe, Source
 from hub_merge.scores import Scoring, modules_of, parents_of
 from hub_merge.studio import catalog, looking, making
@@ -167,6 +168,10 @@ def test_retention_for_any_weights_is_that_of_the_dense_deltas(rng: np.random.Ge
     mean = next(method for method in list_methods() if method.name == "mean")
     wanted = [float((shares * merged) @ delta / (delta @ delta)) for delta in deltas]
     assert products.retention(weights, mean.coefficients) == pytest.approx(wanted)
+    composite = merge(adapters, "mean", weights=[0.7, 0.0, 2.0], base="org/base")
+    merged = np.concatenate([composite.factors(name).delta().ravel() for name in shapes])
+    wanted = [float(merged @ delta / (delta @ delta)) for delta in deltas]
+    assert products.retention([0.7, 0.0, 2.0], mean.coefficients) == pytest.approx(wanted)
 
 
 # --- one visitor ------------------------------------------------------------------------------------------------------

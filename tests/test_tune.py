@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -19,13 +21,24 @@ from hub_merge import Adapter, merge  # noqa: E402
 from hub_merge.adapter import LoraFactors  # noqa: E402
 from hub_merge.cli.app import cli  # noqa: E402
 from hub_merge.errors import EvaluationError, MergeError, ProofFailed, RecipeError  # noqa: E402
-from hub_merge.evaluate import Encoded, LanguageModel, QuestionSet, mean_perplexity, read_questions  # noqa: E402
+from hub_merge.evaluate import (  # noqa: E402
+    Encoded,
+    LanguageModel,
+    QuestionFormat,
+    QuestionSet,
+    mean_perplexity,
+    read_questions,
+)
+from hub_merge.hub import Hub  # noqa: E402
 from hub_merge.mixtures import Mixture, read_mixtures, write_mixtures  # noqa: E402
 from hub_merge.provenance import read_record  # noqa: E402
-from hub_merge.tune import Steps, closest, learned, responses, tune  # noqa: E402
+from hub_merge.recipe import Recipe, Source  # noqa: E402
+from hub_merge.tune import Steps, closest, learned, learning, responses, tune  # noqa: E402
 from hub_merge.tune.learning import _drawn  # noqa: E402
+from hub_merge.tune.session import tune_to_folder  # noqa: E402
 from hub_merge.tune.units import parts_of  # noqa: E402
 from tests.helpers import random_factors  # noqa: E402
+from tests.hub_double import HubDouble  # noqa: E402
 from tests.tiny_models import TEXTS, tiny_base, tiny_gpt2, tiny_llama, tiny_tokenizer, trained, write_questions  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -139,6 +152,14 @@ def test_adapters_whose_inputs_never_meet_are_kept_whole() -> None:
     np.testing.assert_allclose(got, parts[0].delta() + parts[1].delta(), atol=1e-6)
 
 
+@pytest.mark.parametrize("share", [1e-3, 1e3])
+def test_the_closed_form_does_not_depend_on_which_factor_is_the_large_one(share: float) -> None:
+    parts, inputs = case(5)
+    other = [parts[0], LoraFactors(share * parts[1].A, parts[1].B / share, parts[1].scaling)]
+    one, two = (of(held, closest(held, products(held, inputs), 3)) for held in (parts, other))
+    np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-9)
+
+
 def test_units_that_never_respond_are_no_reason_for_nan() -> None:
     parts, _ = case(4)
     assert np.isfinite(of(parts, closest(parts, [np.zeros((5, 5))] * 2, 2))).all()
@@ -147,11 +168,11 @@ def test_units_that_never_respond_are_no_reason_for_nan() -> None:
 # --- what is measured on the model ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "head", "gpt2"])
 def test_responses_are_those_of_the_inputs_that_peft_gives_each_module(kind: str, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    base = (tiny_llama if kind == "llama" else tiny_gpt2)(len(tokenizer))
-    targets = ["q_proj", "v_proj"] if kind == "llama" else ["c_attn"]
+    base = (tiny_gpt2 if kind == "gpt2" else tiny_llama)(len(tokenizer))
+    targets = {"llama": ["q_proj", "v_proj"], "head": ["q_proj", "lm_head"], "gpt2": ["c_attn"]}[kind]
     base.name_or_path = base.config._name_or_path = "tiny/base"
     places = [
         trained(base, tmp_path / n, s, target_modules=targets, fan_in_fan_out=kind == "gpt2")
@@ -171,6 +192,7 @@ def test_responses_are_those_of_the_inputs_that_peft_gives_each_module(kind: str
     with torch.no_grad():
         for row in rows[2:]:
             worn(torch.tensor([row.tokens]))
+    assert seen.keys() == got.keys()
     for name, entries in seen.items():
         X = np.concatenate(entries).astype(np.float64)
         A = np.concatenate([part.A for part in parts_of(parents, name)]).astype(np.float64)
@@ -178,8 +200,6 @@ def test_responses_are_those_of_the_inputs_that_peft_gives_each_module(kind: str
 
 
 def sets_of(rows: list[tuple[str, str]]) -> list[Any]:
-    from hub_merge.evaluate import QuestionFormat
-
     return [QuestionFormat()({"question": question, "answer": answer}) for question, answer in rows]
 
 
@@ -198,6 +218,51 @@ def test_learning_makes_the_rows_cheaper_and_leaves_the_model_alone(folder: Path
     assert all(weight.requires_grad for weight in model.model.parameters())
     again = learned(model, parents, start, encoded, steps=Steps(epochs=15, batch=2, rate=0.05))
     assert all(np.array_equal(end[name].out, again[name].out) for name in end)
+
+
+def test_learning_goes_down_the_mean_of_the_perplexities_however_rows_are_batched(
+    folder: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient of one step over all rows is that of what is measured; steps of one row each add up to it."""
+    parents, rate = adapters(folder), 1e-4
+    rows = {"one": [*TEXTS[:3], ("Again?", "three and three and three and three again")], "two": TEXTS[3:]}
+    data = [QuestionSet(name, sets_of(texts), "train", QuestionFormat()) for name, texts in rows.items()]
+    encoded = {entry.name: model.encode(entry.questions) for entry in data}
+    found = responses(model, parents, list(encoded.values()))
+    start = {name: closest(parts_of(parents, name), found[name], 2) for name in found}
+    monkeypatch.setattr(torch.optim, "Adam", lambda weights, rate, betas: torch.optim.SGD(weights, rate))
+    monkeypatch.setattr(learning, "_share", lambda step, count, warm_up: 1.0)
+
+    sizes = {name: [np.sqrt(np.square(one).mean()) for one in both] for name, both in pairs(start).items()}
+
+    def moved(batch: int) -> dict[str, list[Any]]:
+        end = pairs(learned(model, parents, start, encoded, steps=Steps(epochs=1, batch=batch, rate=rate)))
+        return {
+            name: [(end[name][n] - both[n]) / sizes[name][n] for n in (0, 1)] for name, both in pairs(start).items()
+        }
+
+    def value(step: float, along: dict[str, list[Any]]) -> float:
+        there = {
+            name: Mixture(*(both[n] + step * sizes[name][n] * along[name][n] for n in (0, 1)))
+            for name, both in pairs(start).items()
+        }
+        return measured(model, merge(parents, "mix", mixtures=there), data)
+
+    whole, split = moved(len(TEXTS)), moved(1)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        along = {name: [rng.standard_normal(one.shape) for one in both] for name, both in whole.items()}
+        slope = (value(1e-2, along) - value(-1e-2, along)) / 2e-2
+        assert dot(whole, along) == pytest.approx(-rate * slope, rel=0.05, abs=rate * 1e-2)
+    assert dot(whole, split) > 0.99 * np.sqrt(dot(whole, whole) * dot(split, split))
+
+
+def pairs(mixtures: Any) -> dict[str, list[Any]]:
+    return {name: [one.out, one.inward] for name, one in mixtures.items()}
+
+
+def dot(one: dict[str, list[Any]], other: dict[str, list[Any]]) -> float:
+    return sum(float(np.vdot(a, b)) for name in one for a, b in zip(one[name], other[name], strict=True))
 
 
 def test_learning_sees_every_row_of_unequal_domains_equally_often() -> None:
@@ -231,6 +296,16 @@ def test_the_best_candidate_is_chosen_and_the_report_tells_what_was_measured(
     assert report["cost"]["backward_rows"] == learning
     assert report["cost"]["forward_rows"] == 4 + 4 * len(means) + learning
     assert [entry["rows"] for entry in report["domains"]] == [2, 2]
+
+
+def test_adapters_of_different_precision_are_tuned(folder: Path, model: LanguageModel) -> None:
+    parents, data = adapters(folder), sets(folder)
+    for place, dtype in enumerate((ml_dtypes.bfloat16, np.float16)):
+        factors = {name: parents[place].factors(name).astype(dtype) for name in parents[place].modules}
+        parents[place] = replace(parents[place], load=factors.__getitem__)
+    plain = merge(parents, "sum", rank=2)
+    tuned = tune(model, plain, data, how="closed")
+    assert measured(model, tuned, data) <= measured(model, plain, data)
 
 
 def test_the_plain_sum_stays_where_nothing_beats_it(
@@ -330,6 +405,19 @@ def test_a_tuned_composite_is_proved_verified_and_made_again_from_its_recipe(fol
     shutil.copy(again / weights, out / "mixtures.safetensors")
     broken = CliRunner().invoke(cli, ["verify", str(out), *parents])
     assert broken.exit_code != 0
+
+
+def test_a_tuned_composite_of_adapters_of_the_hub_carries_the_licence_of_their_base(
+    hub_lfs: HubDouble, folder: Path, tmp_path: Path
+) -> None:
+    hub_lfs.add_repo("tiny/base", {"README.md": b"---\nlicense: mit\n---\n"})
+    for name in NAMES:
+        hub_lfs.add_repo(f"bob/{name}", {path.name: path.read_bytes() for path in (folder / name).iterdir()})
+    recipe = Recipe("sum", tuple(Source(f"bob/{name}") for name in NAMES), rank=2)
+    client = Hub(token=False, endpoint=hub_lfs.endpoint, cache_dir=tmp_path / "cache")
+    found = tune_to_folder(recipe, tmp_path / "out", sets(folder), hub=client, model=str(folder / "base"))
+    assert (found.base_license, found.base_commit) == ("mit", hub_lfs.repo("tiny/base").head.oid)
+    assert found == read_record(tmp_path / "out")
 
 
 def test_options_of_tuning_need_tune(folder: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ class Difference:
         ratio: Its perplexity over that of the other; below 1 is better.
         low, high: Ends of the bootstrap interval of the ratio.
         p: Two-sided p-value of the sign-flip test over the rows: how often differences as large arise if the two could
-            be exchanged row by row.
+            be exchanged row by row. NaN where the perplexities are no numbers, or their ratio is none.
         rows: How many rows were compared.
     """
 
@@ -115,7 +115,8 @@ def compare(
     gaps = nats - others
     drawn = _draws(len(gaps), seed, resamples)
     low, high = _interval(_perplexities(drawn @ gaps, drawn @ tokens))
-    return Difference(math.exp(gaps.sum() / tokens.sum()), low, high, _flipped(gaps, seed, resamples), len(gaps))
+    ratio = float(_perplexities(gaps.sum(), tokens.sum()))
+    return Difference(ratio, low, high, _flipped(gaps, seed, resamples), len(gaps))
 
 
 def compare_means(
@@ -139,14 +140,18 @@ def compare_means(
         exchanged = kept @ (nats - against)
         flipped.append(_perplexities(np.stack([against.sum() + exchanged, nats.sum() - exchanged]), tokens.sum()))
         rows += len(nats)
-    ratio, ratios, chances = (values[0] / values[1] for values in (np.mean(part, 0) for part in (seen, drawn, flipped)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio, ratios, chances = (each[0] / each[1] for each in (np.mean(one, 0) for one in (seen, drawn, flipped)))
+        p = _share(np.abs(np.log(chances)), float(np.abs(np.log(ratio))))
     low, high = _interval(ratios)
-    return Difference(float(ratio), low, high, _share(np.abs(np.log(chances)), abs(math.log(ratio))), rows)
+    return Difference(float(ratio), low, high, p, rows)
 
 
 def _share(values: Float64, seen: float) -> float:
-    """Return the share of ``values``, the one that was seen among them, that are as large as it."""
-    return float((1 + (values >= seen * (1 - 1e-12)).sum()) / (1 + len(values)))
+    """Return the share of ``values``, and of the one that was seen, that are not smaller than it; NaN if it is none."""
+    if not math.isfinite(seen):
+        return math.nan
+    return float((1 + (~(values < seen * (1 - 1e-12))).sum()) / (1 + len(values)))
 
 
 def _require_same(tokens: Float64, counts: Float64) -> None:
@@ -157,8 +162,9 @@ def _require_same(tokens: Float64, counts: Float64) -> None:
 
 
 def _sums(losses: Sequence[Loss], part: Part) -> tuple[Float64, Float64]:
-    """Return the loss and the number of tokens of each row."""
+    """Return the loss, NaN for one that is not finite, and the number of tokens of each row."""
     nats = np.array([getattr(loss, part) for loss in losses], np.float64)
+    nats[np.isinf(nats)] = np.nan
     tokens = np.array([getattr(loss, f"{part}_tokens") for loss in losses], np.float64)
     if not tokens.sum():
         raise EvaluationError(
@@ -173,13 +179,16 @@ def _draws(rows: int, seed: int, resamples: int) -> Float64:
 
 
 def _perplexities(nats: Any, tokens: Any) -> Any:
-    """Return ``exp(nats / tokens)``; NaN where a resample has drawn no token."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    """Return ``exp(nats / tokens)``; NaN where a resample has drawn no token, infinite beyond what a number holds."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.exp(nats / tokens)
 
 
 def _interval(values: Float64) -> tuple[float, float]:
-    low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    if np.isnan(values).all():
+        return math.nan, math.nan
+    with np.errstate(invalid="ignore"):  # where infinite ones are among them
+        low, high = np.nanquantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -29,14 +29,14 @@ __all__ = ["verify", "verify_fused"]
 
 
 def verify(
-    reference: str | Path, *, parents: Sequence[str | Path] = (), hub: Hub, progress: Progress = silent
+    reference: str | Path, *, parents: Sequence[str | Path] = (), hub: Hub | None = None, progress: Progress = silent
 ) -> Verification[Any]:
     """Return whether a composite or fused model is what its record tells of: it is made again and compared.
 
     Args:
         reference: Composite or fused model, on the Hub or in a folder.
         parents: Folders or files of those adapters and of the base that were local.
-        hub: Client to pull with.
+        hub: Client to pull with; by default one with the stored login.
         progress: Told of each module or tensor that is compared.
 
     Raises:
@@ -44,6 +44,7 @@ def verify(
         RecipeError: The record is damaged, or of a newer version.
         HubUnavailable: The Hub did not answer, so that nothing can be said.
     """
+    hub = hub or Hub()
     folder = _fused_folder(reference, hub)
     if folder is None:
         return verify_composite(reference, parents=parents, hub=hub, progress=progress)

@@ -10,7 +10,7 @@ import numpy as np
 from hub_merge.adapter import LoraFactors
 from hub_merge.gram import Float64, result_dtype
 from hub_merge.methods.registry import Bounds, merge_method
-from hub_merge.methods.tsv_m import polar, significant, weighted_core
+from hub_merge.methods.tsv_m import ROUNDING, polar, significant, weighted_core
 
 __all__ = ["common_and_specific_merge"]
 
@@ -55,17 +55,18 @@ def common_and_specific_merge(
         return LoraFactors.empty(parts[0].shape)
     each = min(round((directions - int(common * directions)) / len(deltas)), directions // len(deltas))
     shared = _top(total, directions - len(deltas) * each)
+    norms = np.linalg.norm(deltas, ord=2, axis=(1, 2))
     rest = deltas - shared[0] @ (shared[0].T @ deltas)
-    specific = _joined([_top(_svd(delta), each) for delta in rest])
+    specific = _joined([_top(_svd(outside, norm), each) for outside, norm in zip(rest, norms, strict=True)])
     U, S, V = _joined([shared, _top(specific, len(specific[1]))])
     kept = slice(rank)
     return space.lift(S.mean() * polar(U)[:, kept] @ polar(V)[:, kept].T).astype(result_dtype(parts))
 
 
-def _svd(delta: Float64) -> Triplets:
-    """Return the singular triplets ``(U, S, V)`` of ``delta`` that are not rounding."""
+def _svd(delta: Float64, norm: float = 0.0) -> Triplets:
+    """Return the triplets ``(U, S, V)`` of ``delta``, part of something of that norm, that are not rounding."""
     U, S, Vt = np.linalg.svd(delta, full_matrices=False)
-    kept = slice(significant(S))
+    kept = slice(min(significant(S), np.count_nonzero(S > ROUNDING * norm)))
     return U[:, kept], S[kept], Vt[kept].T
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hub_merge.adapter import LoraFactors
-from hub_merge.gram import Float64, inner_products, stack
+from hub_merge.gram import NULL, Float64, inner_products, stack
 from hub_merge.methods.registry import merge_method
 from hub_merge.methods.sum import weighted_sum
 
@@ -76,12 +76,14 @@ def mean_direction(cosines: Float64, shares: Float64) -> Float64:
     length = shares @ cosines @ shares
     if length <= OPPOSITE**2:
         return np.zeros(len(shares))
+    values, vectors = np.linalg.eigh(cosines)
+    span = vectors[:, values > NULL * values[-1]]  # elsewhere coefficients change nothing, and could drift away
     mean = shares / np.sqrt(length)
     for _ in range(MAX_ITERATIONS):
         angles = np.arccos(np.clip(cosines @ mean, -1.0, 1.0))
         stretch = np.where(np.pi - angles > OPPOSITE, 1.0 / np.sinc(np.minimum(angles, np.pi - OPPOSITE) / np.pi), 0.0)
         pull = shares * stretch
-        tangent = pull - (pull @ np.cos(angles)) * mean
+        tangent = span @ (span.T @ (pull - (pull @ np.cos(angles)) * mean))
         step = np.sqrt(np.maximum(tangent @ cosines @ tangent, 0.0))
         mean = np.cos(step) * mean + np.sinc(step / np.pi) * tangent
         mean /= np.sqrt(mean @ cosines @ mean)

@@ -207,9 +207,11 @@ def pool_units(parts: Sequence[LoraFactors], weights: Sequence[float], canonical
 
 
 def _leads(pool: Pool) -> Float64:
-    """Return the entry of each row of A that is largest by magnitude, 1 for a zero row, ``(N,)``."""
+    """Return the first entry of each row of A that is largest by magnitude, 1 for a zero row, ``(N,)``."""
     high, low = pool.A.max(axis=1, initial=0), pool.A.min(axis=1, initial=0)
     leads: Float64 = np.where(high >= -low, high, low).astype(np.float64)
+    for row in np.flatnonzero((high == -low) & (high > 0)):  # frequent in bfloat16, which has few numbers
+        leads[row] = pool.A[row, np.abs(pool.A[row]).argmax()]
     return np.where(leads == 0, 1.0, leads)
 
 

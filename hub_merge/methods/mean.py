@@ -35,7 +35,8 @@ def weighted_mean(
     """Return the sum of the weighted deltas divided by the number of adapters that have the module.
 
     With equal norms it halves two adapters where ``sum`` adds them at full strength; adapters that were trained alone
-    often interfere less that way. A module of one adapter only stays at full strength.
+    often interfere less that way. A module of one adapter only stays at full strength; an adapter of weight 0 does not
+    count.
 
     Args:
         parts: One module's factors, all of one ``(out, in)`` shape. Not modified.

@@ -38,7 +38,7 @@ __all__ = [
 ENTRY_POINTS = "hub_merge.methods"
 
 RESERVED = frozenset(
-    "adapters allow base canonical dtype energy method mixture mixtures preset".split()
+    "adapters allow base canonical dtype energy extras method mixture mixtures original preset".split()
     + "profile rank rng seed tuning weights".split()
 )
 """What ``merge`` and recipes call other things, so that no option can have the name."""

@@ -25,13 +25,13 @@ from hub_merge.recipe import MergeRecord, Recipe
 from hub_merge.sources import base_origin
 from hub_merge.staging import require_free
 
-__all__ = ["carry_out", "converted_parents", "finder", "merge_to_folder", "mixtures_of", "run"]
+__all__ = ["base_of", "carry_out", "converted_parents", "finder", "merge_to_folder", "mixtures_of", "run"]
 
 
 def run(
     recipe: Recipe,
     *,
-    hub: Hub,
+    hub: Hub | None = None,
     folder: Path = Path(),
     parents: Sequence[str | Path] = (),
     progress: Progress = silent,
@@ -40,7 +40,7 @@ def run(
 
     Args:
         recipe: What to merge.
-        hub: Client to pull adapters with.
+        hub: Client to pull adapters with; by default one with the stored login.
         folder: Folder that relative paths of the recipe start from.
         parents: Folders that stand for the local adapters of the same names, wherever they are now.
         progress: Told of each adapter that was opened.
@@ -48,6 +48,7 @@ def run(
     Raises:
         HubMergeError: An adapter cannot be had, or the merge cannot be carried out.
     """
+    hub = hub or Hub()
     get_method(recipe.merge_method).parse_options(recipe.options)  # a typo is told before anything is downloaded
     require_choices(recipe.dtype, recipe.seed)
     require_rank(recipe.rank, recipe.energy, recipe.profile)
@@ -157,12 +158,12 @@ def merge_to_folder(
         format=format,
         force=force,
         picture=picture,
-        base=_base_of(composite, hub),
+        base=base_of(composite, hub),
         progress=progress,
     )
 
 
-def _base_of(composite: Composite, hub: Hub) -> Origin | None:
+def base_of(composite: Composite, hub: Hub) -> Origin | None:
     """Return where the base is; asked only where the Hub was needed anyway, and never a reason to fail."""
     asked = not hub.offline and any(parent.origin.repo_id for parent in composite.parents)
     return base_origin(composite.base_model, hub) if asked and composite.base_model else None

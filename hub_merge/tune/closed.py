@@ -36,17 +36,21 @@ def closest(parts: Sequence[LoraFactors], products: Sequence[Float64], rank: int
         ridge: Share of the mean eigenvalue that is added to each of ``products``.
     """
     owner = np.repeat(np.arange(len(parts)), [part.rank for part in parts])
+    lengths = np.sqrt(np.diag(sum(products)))
+    lengths[lengths == 0] = 1.0
+    products = [product / np.outer(lengths, lengths) for product in products]
     mean = sum(np.trace(product) for product in products) / (len(parts) * len(owner))
     floor = ridge * mean if mean else 1.0  # units that never respond are as good as unit inputs
     grams = [product + floor * np.eye(len(owner)) for product in products]
     total = sum(grams, np.zeros((len(owner), len(owner))))
     wanted = sum(((owner == i)[:, None] * gram for i, gram in enumerate(grams)), np.zeros_like(total))
-    columns = np.concatenate([part.B.astype(np.float64) * part.scaling for part in parts], axis=1)
+    columns = np.concatenate([part.B.astype(np.float64) * part.scaling for part in parts], axis=1) * lengths
     left, undo_left = _roots(column_products(columns, columns))
     right, undo_right = _roots(total)
     U, S, Vt = np.linalg.svd(left @ np.linalg.solve(total, wanted.T).T @ right)
     keep = np.sqrt(S[: min(rank, len(owner))])
-    return Mixture(undo_left @ U[:, : len(keep)] * keep, keep[:, None] * Vt[: len(keep)] @ undo_right)
+    out, inward = undo_left @ U[:, : len(keep)] * keep, keep[:, None] * Vt[: len(keep)] @ undo_right
+    return Mixture(lengths[:, None] * out, inward / lengths)
 
 
 def _roots(gram: Float64) -> tuple[Float64, Float64]:

@@ -89,9 +89,9 @@ def learned(
         return z @ inward.T @ out.T @ outward.T
 
     optimizer = torch.optim.Adam([one for pair in moved.values() for one in pair], steps.rate, betas=(0.9, 0.99))
-    running: dict[str, float] = {}
     count = steps.epochs * -(-max(map(len, domains.values())) // steps.batch)
-    usual = {domain: steps.epochs * len(rows) / count for domain, rows in domains.items()}
+    usual = {domain: steps.epochs * sum(map(_answered, rows)) / count for domain, rows in domains.items()}
+    nats, tokens = dict.fromkeys(domains, 0.0), dict.fromkeys(domains, 0.0)
     weights = [one for one in model.model.parameters() if one.requires_grad]
     for one in weights:
         one.requires_grad_(False)
@@ -101,9 +101,10 @@ def learned(
                 optimizer.param_groups[0]["lr"] = steps.rate * _share(step, count, steps.warm_up)
                 for domain, rows in chosen.items():
                     loss = _loss(model, rows)
-                    running[domain] = MEMORY * running.get(domain, loss.item()) + (1 - MEMORY) * loss.item()
-                    share = len(rows) / usual[domain] / len(domains)
-                    (loss * (math.exp(running[domain]) * share)).backward()
+                    nats[domain] = MEMORY * nats[domain] + loss.item()
+                    tokens[domain] = MEMORY * tokens[domain] + sum(map(_answered, rows))
+                    perplexity = math.exp(nats[domain] / tokens[domain])
+                    (loss * (perplexity / usual[domain] / len(domains))).backward()
                     done(len(rows))
                 optimizer.step()
                 optimizer.zero_grad()
@@ -113,8 +114,13 @@ def learned(
     return {name: Mixture(*(one.detach().cpu().numpy() for one in now(name))) for name in mixtures}
 
 
+def _answered(row: Encoded) -> int:
+    """Return the number of tokens of the answer."""
+    return len(row.tokens) - row.start
+
+
 def _loss(model: LanguageModel, rows: Sequence[Encoded]) -> Any:
-    """Return the mean loss of the answers' tokens."""
+    """Return the loss of the answers' tokens, each of which counts the same, in all."""
     import torch
 
     tokens, real = padded(rows)
@@ -122,7 +128,7 @@ def _loss(model: LanguageModel, rows: Sequence[Encoded]) -> Any:
     for place, row in enumerate(rows):
         answers[place, : row.start] = False
     logits = model.logits_at(tokens, real.long(), answers.roll(-1, dims=1))
-    return torch.nn.functional.cross_entropy(logits.float(), tokens[answers].to(logits.device))
+    return torch.nn.functional.cross_entropy(logits.float(), tokens[answers].to(logits.device), reduction="sum")
 
 
 def _share(step: int, count: int, warm_up: int) -> float:

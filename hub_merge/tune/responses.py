@@ -53,19 +53,21 @@ def _products(
     import torch
 
     ends = {name: np.cumsum([0, *(part.rank for part in parts)]) for name, parts in units.items()}
-    sums: dict[str, Any] = dict.fromkeys(units, 0.0)
+    sums: dict[str, torch.Tensor] = {}
     real = torch.zeros(0, dtype=torch.bool)
 
     def mix(name: str, z: torch.Tensor, outward: torch.Tensor) -> torch.Tensor:
         seen = z[real.to(z.device)].double()
-        sums[name] = sums[name] + seen.T @ seen
+        product = seen.T @ seen
+        sums[name] = sums[name] + product if name in sums else product
         own = slice(int(ends[name][place]), int(ends[name][place + 1]))
         return torch.nn.functional.linear(z[..., own], outward[:, own])
 
     with torch.inference_mode(), watched(model.model, units, mix):
+        body = _body(model, units)
         for batch in batches(rows, model.batch_tokens):
             tokens, real = padded([rows[row] for row in batch])
-            _backbone(model)(input_ids=tokens.to(model.device), attention_mask=real.long().to(model.device))
+            body(input_ids=tokens.to(model.device), attention_mask=real.long().to(model.device))
             done(len(batch))
     count = sum(len(row.tokens) for row in rows)
     return {name: (total / count).cpu().numpy() for name, total in sums.items()}
@@ -81,6 +83,9 @@ def padded(rows: Sequence[Encoded]) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, real
 
 
-def _backbone(model: LanguageModel) -> Any:
-    """Return the model without its head, whose logits nobody needs here."""
-    return getattr(model.model, model.model.base_model_prefix, model.model)
+def _body(model: LanguageModel, units: Mapping[str, Any]) -> Any:
+    """Return the model without its head, whose logits nobody needs here unless an adapter changes it."""
+    whole = model.model
+    if any(whole.get_submodule(name) is whole.get_output_embeddings() for name in units):
+        return whole
+    return getattr(whole, whole.base_model_prefix, whole)

@@ -12,9 +12,9 @@ from hub_merge.evaluate.session import stated_base
 from hub_merge.formats.output import get_format
 from hub_merge.hub import Hub
 from hub_merge.layout import OWN_CONTENT
-from hub_merge.pipeline import run, save
-from hub_merge.pipeline.saving import require_rank_at_most
-from hub_merge.provenance import read_record
+from hub_merge.pipeline import run
+from hub_merge.pipeline.recipes import base_of
+from hub_merge.pipeline.saving import require_rank_at_most, write_composite
 from hub_merge.recipe import MergeRecord, Recipe
 from hub_merge.staging import require_free
 from hub_merge.tune.learning import Steps
@@ -71,5 +71,5 @@ def tune_to_folder(
     require_rank_at_most(plain, max_rank)
     loaded = LanguageModel.load(model or stated_base(plain.parents), **loading)
     tuned = tune(loaded, plain, sets, how=how, steps=steps, progress=progress)
-    save(tuned, output, format=format, force=force, picture=picture, progress=progress)
-    return read_record(output)
+    base = base_of(tuned, hub)
+    return write_composite(tuned, output, format=format, force=force, picture=picture, base=base, progress=progress)

@@ -54,15 +54,12 @@ def _hook(module: torch.nn.Module, name: str, parts: Sequence[LoraFactors], mix:
         )
     weight: Any = module.weight
     dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    rows, columns = np.concatenate([part.A for part in parts]), _columns(parts)
-    inward, outward = (torch.from_numpy(np.array(one, np.float64)).to(weight.device, dtype) for one in (rows, columns))
+    rows = np.concatenate([part.A.astype(np.float64) for part in parts])
+    columns = np.concatenate([part.B.astype(np.float64) * part.scaling for part in parts], axis=1)
+    inward, outward = (torch.from_numpy(one).to(weight.device, dtype) for one in (rows, columns))
 
     def add(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         added = mix(name, torch.nn.functional.linear(inputs[0].to(dtype), inward), outward)
         return None if added is None else (output + added).to(output.dtype)
 
     return add
-
-
-def _columns(parts: Sequence[LoraFactors]) -> Any:
-    return np.concatenate([part.B.astype(np.float64) * part.scaling for part in parts], axis=1)
