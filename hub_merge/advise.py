@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from hub_merge.compat import Compatibility
     from hub_merge.scores import PairScore, Scores
 
-__all__ = ["Advice", "advise"]
+__all__ = ["MAX_RANK", "Advice", "advise"]
 
 APART = 0.05
 """Up to this RMS cosine two adapters count as apart: of equal norm, a sum moves each along itself by about 5 % at most.
@@ -113,8 +113,11 @@ def advise(
     if len(trained) > 1:
         caveats += [*_pair_caveats(scores.pairs), CONTESTED]
     if not compatibility.compatible:
-        codes = ", ".join(sorted({found.code for found in compatibility.report.problems}))
-        caveats.insert(0, f"They do not fit together as they are ({codes}): no merge before that is settled.")
+        problems = compatibility.report.problems
+        codes = ", ".join(sorted({found.code for found in problems}))
+        ways = "; ".join(sorted({found.overrule for found in problems if found.overrule}))
+        settled = f"settled with {ways}" if ways else "settled"
+        caveats.insert(0, f"They do not fit together as they are ({codes}): no merge before that is {settled}.")
     return Advice(
         method="svd" if rank is not None and linear == "sum" else linear,
         rank=rank,

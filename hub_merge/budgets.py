@@ -14,7 +14,9 @@ from pathlib import Path
 
 from hub_merge.errors import BudgetExceeded, DiskFull, RecipeError
 
-__all__ = ["Budget", "budget"]
+__all__ = ["Budget", "budget", "human_size"]
+
+UNITS = ("B", "kB", "MB", "GB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +77,11 @@ def budget() -> Budget:
         if not (value.isascii() and value.isdecimal()):
             raise RecipeError(f"{variables[name]} is {value!r}.", remedy="Set it to a whole number, or unset it.")
     return Budget(**{name: int(value) for name, value in asked.items()})
+
+
+def human_size(number: int) -> str:
+    """Return a number of bytes in the largest unit that leaves it above one."""
+    value, unit = float(number), 0
+    while value >= 1000 and unit < len(UNITS) - 1:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.3g} {UNITS[unit]}"

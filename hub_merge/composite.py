@@ -177,7 +177,7 @@ def compose(
         modules=specs,
         load=load,
         base_model=compatibility.base_model,
-        task_type=next((parent.task_type for parent in parents if parent.task_type), None),
+        task_type=_task_type(parents, beside),
         target_modules=_targets(parents, specs, beside),
         target_parameters=parameters,
         extras=beside.specs,
@@ -216,6 +216,11 @@ def _require_mixtures(method: Method, mixtures: Mixtures | None, modules: Mappin
             f"The mixtures and the adapters are for different modules, such as {other}.",
             remedy="Merge the adapters that they were tuned for, or tune again.",
         )
+
+
+def _task_type(parents: Sequence[Adapter], beside: Extras) -> str | None:
+    """Return the first task type that is stated, by those first whose extras are written: a head fits its own task."""
+    return next((adapter.task_type for adapter in (*beside.sources, *parents) if adapter.task_type), None)
 
 
 def _targets(parents: Sequence[Adapter], specs: Mapping[str, ModuleSpec], beside: Extras) -> tuple[str, ...]:

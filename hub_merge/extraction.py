@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,14 @@ from hub_merge.layout import CARD_FILE, OWN_CONTENT
 from hub_merge.lowrank import closest_update
 from hub_merge.parallel import map_modules
 from hub_merge.pipeline import merge, save
+from hub_merge.pipeline.progress import Progress, silent
 from hub_merge.ranks import smallest_rank
 from hub_merge.sources import open_model, pinned_reference
 from hub_merge.staging import require_free
+from hub_merge.workspace import write_whole
 
 __all__ = ["ExtractedModule", "Extraction", "extract"]
 
-Progress = Callable[[str, int, int], None]
 
 TASK_TYPES = {
     "ForCausalLM": "CAUSAL_LM",
@@ -132,7 +133,7 @@ def extract(
     seed: int = 0,
     force: bool = False,
     hub: Hub | None = None,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = silent,
 ) -> Extraction:
     """Write the LoRA adapter that is closest to what training made of a full model.
 
@@ -197,13 +198,13 @@ def _sorted_out(
     for name, info in tuned.infos.items():
         module = name.removesuffix(".weight")
         found = [name] if name in base.infos else find(module) if name.endswith(".weight") else []
-        pair = _Pair(_full_name(tuned, module), name, found[0] if len(found) == 1 else None, info)
+        pair = _Pair(_full_name(module), name, found[0] if len(found) == 1 else None, info)
         asked = (not include or any(part in module for part in include)) and not any(p in module for p in exclude)
         (wanted if asked and _is_matrix(base, pair) else other).append(pair)
     return wanted, other
 
 
-def _full_name(tuned: Checkpoint, module: str) -> str:
+def _full_name(module: str) -> str:
     """Return the name that the module has in the model with its head."""
     root = ROOTS.get(module.partition(".")[0])
     return f"{root}.{module}" if root else module
@@ -318,7 +319,7 @@ def _adapter(models: tuple[Checkpoint, Checkpoint], updates: Sequence[_Update], 
         load=parts.__getitem__,
         base_model=base.origin.repo_id,
         task_type=_task_type(tuned.config),
-        target_modules=_targets([_full_name(tuned, name.rpartition(".")[0]) for name in tuned.infos], parts),
+        target_modules=_targets([_full_name(name.rpartition(".")[0]) for name in tuned.infos], parts),
         fan_in_fan_out=any(base.is_conv1d(module) for module in parts),
         origin=replace(tuned.origin, folder=None, repo_id=None, commit=None),
     )
@@ -357,4 +358,4 @@ def _add_to_card(path: Path, result: Extraction) -> None:
         named = ", ".join(map(code_span, result.not_carried[:MOST_NAMED]))
         more = f" and {len(result.not_carried) - MOST_NAMED} more" if len(result.not_carried) > MOST_NAMED else ""
         lines += ["", f"Differs too, but is not in the adapter: {named}{more}."]
-    path.write_text(path.read_text(encoding="utf-8") + "\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(path, path.read_text(encoding="utf-8") + "\n" + "\n".join(lines) + "\n")

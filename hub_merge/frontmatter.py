@@ -11,7 +11,14 @@ from typing import Any
 
 from hub_merge.errors import HubMergeError
 
-__all__ = ["LicenseDetails", "is_license", "license_in_card", "read_front_matter", "split_front_matter"]
+__all__ = [
+    "LicenseDetails",
+    "is_license",
+    "license_in_card",
+    "read_front_matter",
+    "require_flat",
+    "split_front_matter",
+]
 
 LICENSE = re.compile(r"[A-Za-z0-9(][A-Za-z0-9 .+_()-]{0,99}")
 LINK = re.compile(r"[A-Za-z0-9.][!#-;=?-Z_a-z~]{0,299}")
@@ -79,7 +86,7 @@ def _text(value: object, kind: re.Pattern[str]) -> str | None:
     return text if kind.fullmatch(text) else None
 
 
-def _require_flat(text: str) -> None:
+def require_flat(text: str) -> None:
     """Raise ``ValueError`` for lists in lists without end: YAML's parser takes the square of their depth."""
     steps = (1 if character in "[{" else -1 for character in text if character in "[{]}")
     if max(accumulate(steps), default=0) > DEEPEST:
@@ -99,7 +106,7 @@ def split_front_matter(card: str) -> tuple[dict[str, Any], str]:
     if found is None:
         return {}, text
     try:
-        _require_flat(found[1])
+        require_flat(found[1])
         data = yaml.safe_load(found[1])
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise HubMergeError(

@@ -35,7 +35,6 @@ __all__ = [
     "orthonormal",
     "result_dtype",
     "row_products",
-    "singular_values",
     "stack",
 ]
 
@@ -296,11 +295,6 @@ def _root(gram: Float64) -> Float64:
     values, vectors = np.linalg.eigh(gram)
     root: Float64 = vectors * np.sqrt(np.maximum(values, 0.0))
     return root
-
-
-def singular_values(stacked: Stack) -> Float64:
-    """Return the singular values of the sum of the stacked updates, largest first."""
-    return _core_svd(stacked)[2]
 
 
 def best_rank_k(stacked: Stack, rank: int) -> LoraFactors:

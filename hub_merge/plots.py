@@ -13,6 +13,7 @@ from warnings import catch_warnings
 
 from hub_merge.errors import HubMergeError
 from hub_merge.scores import PairScore, Scores
+from hub_merge.workspace import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,7 +78,7 @@ def draw_to(path: Path, draw: Callable[[Figure], None]) -> None:
         figure = Figure(facecolor="white")
         draw(figure)
         figure.savefig(picture, format=suffix[1:], dpi=200, metadata=dict(METADATA[suffix]))
-    path.write_bytes(picture.getvalue())
+    write_whole(path, picture.getvalue())
 
 
 def require_drawing(path: Path) -> None:

@@ -27,7 +27,7 @@ from typing import Any
 
 from hub_merge.errors import RecipeError
 from hub_merge.findings import REFUSE
-from hub_merge.frontmatter import LicenseDetails
+from hub_merge.frontmatter import LicenseDetails, require_flat
 from hub_merge.measurements import Measurement
 from hub_merge.ranks import PROFILES, Profile, Rank
 from hub_merge.weights import EVERY_MODULE, Weight, checked_weight
@@ -50,6 +50,9 @@ COMMIT = re.compile("[0-9a-f]{40}")
 FIELDS = "merge_method base_model models parameters profile dtype seed allow extras mixtures".split()
 """What a recipe may say at its top."""
 
+
+MOST_ALIASES = 16
+"""Aliases of a recipe: each may hold all those before it many times, which no memory has room for."""
 
 STATED = "base"
 """In place of a reference to base weights: those of the base that the adapter states."""
@@ -157,6 +160,10 @@ class Recipe:
         import yaml
 
         try:
+            require_flat(text)
+            aliases = (event for event in yaml.parse(text) if isinstance(event, yaml.AliasEvent))
+            if text.count("*") > MOST_ALIASES and len(list(aliases)) > MOST_ALIASES:
+                raise ValueError(f"it has more than {MOST_ALIASES} aliases")
             content = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise RecipeError(f"The recipe is not valid YAML: {error}", remedy="Mend the line named.") from error

@@ -21,6 +21,7 @@ from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.gram import Float64, Parts, Stack, inner_products, orthonormal, stack
 from hub_merge.parallel import map_modules
 from hub_merge.spectra import ModuleSpectrum, Spectra, module_spectrum, summary
+from hub_merge.spectra import mean as _mean
 from hub_merge.weights import Weight, weight_for
 
 __all__ = [
@@ -471,11 +472,6 @@ def _score_pair(
         shared_modules=len(counted),
         modules=found,
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
 
 
 def _rms(values: Iterable[float]) -> float | None:

@@ -23,6 +23,7 @@ __all__ = [
     "AdapterSpectrum",
     "ModuleSpectrum",
     "Spectra",
+    "mean",
     "module_spectrum",
     "squares_of_sum",
     "summary",
@@ -181,13 +182,13 @@ def summary(modules: Sequence[ModuleSpectrum], count: int) -> Spectra:
     return Spectra(
         adapters=tuple(
             AdapterSpectrum(
-                _mean(entry.stable_rank for entry in found),
-                _mean(entry.effective_rank for entry in found),
-                _mean(entry.sar for entry in found),
+                mean(entry.stable_rank for entry in found),
+                mean(entry.effective_rank for entry in found),
+                mean(entry.sar for entry in found),
             )
             for found in entries
         ),
-        sti=_mean(module.sti for module in modules),
+        sti=mean(module.sti for module in modules),
         energy=energy_by_rank(module.squares for module in modules),
     )
 
@@ -211,6 +212,7 @@ def squares_of_sum(
     return dict(map_modules(squares, modules, forks=True))
 
 
-def _mean(values: Iterable[float | None]) -> float | None:
+def mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of the values that are known; ``None`` if none is."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None

@@ -7,6 +7,7 @@ Where files cannot be locked, nothing is cleared away and nobody is kept out.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sys
@@ -78,18 +79,20 @@ def entered(folder: Path, patience: float = LONGEST_WAIT) -> Iterator[Path]:
         _remove(folder, lock)
 
 
-def write_whole(path: Path, text: str, place: Path | None = None) -> None:
-    """Write ``text`` to ``path``, which has its old content or all of the new at any moment.
+def write_whole(path: Path, content: str | bytes, place: Path | None = None) -> None:
+    """Write ``content`` to ``path``, which has its old content or all of the new at any moment.
 
     Args:
         path: File to write.
-        text: Its content.
+        content: Text, as UTF-8, or bytes.
         place: Folder on the same disk for what is not finished; that of ``path`` by default.
     """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
     path = path.resolve()
     with workspace(place or path.parent) as folder:
         fresh = folder / path.name
-        fresh.write_text(text, encoding="utf-8", newline="\n")
+        fresh.write_bytes(content.encode() if isinstance(content, str) else content)
         if path.exists():
             shutil.copymode(path, fresh)
         fresh.replace(path)

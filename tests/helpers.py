@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -102,3 +104,14 @@ def write_adapter(folder: Path, tensors: Mapping[str, NDArray[Any]], config: Map
     (folder / "adapter_config.json").write_text(json.dumps(config or peft_config()), encoding="utf-8")
     save_file(dict(tensors), folder / "adapter_model.safetensors")
     return folder
+
+
+def fill_disk(patch: pytest.MonkeyPatch) -> None:
+    """Let every file that is written as a whole be cut short by a disk that is full."""
+
+    def cut(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    patch.setattr(Path, "write_bytes", cut)

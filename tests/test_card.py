@@ -258,6 +258,27 @@ def test_parents_of_different_tasks_give_no_pipeline_tag() -> None:
 
 
 @pytest.mark.parametrize(
+    ("stated", "loader"),
+    [(("CAUSAL_LM", None), "AutoModelForCausalLM"), (("CAUSAL_LM", "SEQ_CLS"), "AutoModelForCausalLM")],
+)
+def test_usage_loads_the_task_that_was_written(stated: tuple[str | None, str | None], loader: str) -> None:
+    record = replace(
+        RECORD, parents=tuple(parent(name, task_type=task) for name, task in zip("ab", stated, strict=True))
+    )
+    card = render_card(record)
+
+    assert f"base = {loader}.from_pretrained" in card
+    assert ("vllm serve" in card) is ("pipeline_tag" in metadata(card)) is (None in stated)
+
+
+@pytest.mark.parametrize("written", [None, "OTHER", ["CAUSAL_LM"]])
+def test_usage_of_no_task_that_is_known_loads_the_plain_model(written: Any) -> None:
+    card = render_card(replace(RECORD, output={**RECORD.output, "task_type": written}))
+
+    assert "base = AutoModel.from_pretrained" in card and "pipeline_tag" not in metadata(card)
+
+
+@pytest.mark.parametrize(
     ("licenses", "base", "expected"),
     [
         (("mit", "apache-2.0"), "apache-2.0", {"license": "apache-2.0"}),

@@ -137,6 +137,91 @@ def test_heads_are_kept_and_changed_bases_and_dora_made_plain_from_the_command_l
     ).read_bytes()
 
 
+@pytest.fixture
+def heads(tmp_path: Path) -> Path:
+    """A folder with classifiers ``one`` and ``two``, each with a head, and ``plain`` without."""
+    for seed, name in enumerate(("one", "two", "plain")):
+        tensors = peft_tensors(np.random.default_rng(seed), MODULES)
+        if name != "plain":
+            tensors["base_model.model.score.weight"] = np.full((2, 3), seed, np.float32)
+        config = peft_config(base_model_name_or_path="acme/base", task_type="SEQ_CLS")
+        write_adapter(tmp_path / name, tensors, config)
+    return tmp_path
+
+
+@pytest.mark.parametrize("policy", ["keep:one", "average", "drop"])
+def test_a_decision_about_heads_is_taken_by_check_and_advise_as_by_merge(run: Run, heads: Path, policy: str) -> None:
+    pair = ("./one", "./two")
+    refused = run("check", *pair, "--json")
+    assert refused.code == 1
+    assert {found["code"] for found in refused.json["findings"] if found["severity"] == "problem"} == {  # type: ignore[index]
+        "trained_weights"
+    }
+    asked = ("--extras", policy)
+    checked = run("check", *pair, *asked, "--json")
+    assert (checked.code, checked.json["compatible"]) == (0, True)  # type: ignore[index]
+    told = {found["adapter"]: found["seen"] for found in checked.json["findings"]}  # type: ignore[index]
+    assert all("as you asked" in told[name] for name in ("one", "two"))
+    advised = run("advise", *pair, *asked, "--json")
+    assert advised.code == 0
+    command = shlex.split(advised.json["command"])  # type: ignore[index,call-overload]
+    assert run(*command[1:], "-q") == Done(0, "composite\n", "")
+    assert json.loads((heads / "composite" / "hub_merge.json").read_text())["recipe"]["extras"] == policy
+
+
+def test_advice_leaves_heads_aside_and_says_that_a_merge_does_not(run: Run, heads: Path) -> None:
+    advised = run("advise", "./one", "./two", "--json")
+    assert advised.code == 0, advised.err
+    first, *_ = advised.json["caveats"]  # type: ignore[index,misc]
+    assert first == (
+        "They do not fit together as they are (trained_weights): no merge before that is settled with "
+        "--extras keep:NAME, --extras average or --extras drop."
+    )
+    decided = run("advise", "./one", "./two", "--extras", "drop", "--json")
+    same = ("method", "rank", "weights", "reasons", "energy_at_rank")
+    assert [advised.json[name] for name in same] == [decided.json[name] for name in same]  # type: ignore[index,call-overload]
+    assert not any("do not fit" in caveat for caveat in decided.json["caveats"])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("command", ["check", "advise"])
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [("keep", "It is refuse, keep:NAME (of an adapter), average or drop."), ("keep:plain", "Those that do: one.")],
+)
+def test_a_decision_that_cannot_be_taken_is_told(run: Run, heads: Path, command: str, policy: str, told: str) -> None:
+    done = run(command, "./one", "./plain", "--extras", policy)
+    assert done.code == 1 and told in done.err
+
+
+def test_a_decision_needs_adapters_to_be_about(run: Run) -> None:
+    done = run("check", "--base", "acme/base", "--extras", "drop")
+    assert done.code == 2 and "--extras needs the names of adapters" in done.err
+
+
+@pytest.mark.parametrize("command", ["compress", "convert"])
+def test_one_adapter_is_decided_about_and_made_plain_by_the_options_of_merge(
+    run: Run, heads: Path, command: str
+) -> None:
+    assert "Overrule: --extras keep:NAME" in run(command, "./one", "-o", "out").err
+    assert run(command, "./one", "--extras", "keep:one", "-o", "kept").code == 0
+    score = load_file(heads / "kept" / "adapter_model.safetensors")["base_model.model.score.weight"]
+    assert np.array_equal(score, np.zeros((2, 3)))
+
+    common = {"base_model_name_or_path": "acme/base", "task_type": "SEQ_CLS"}
+    factors = peft_tensors(np.random.default_rng(7), MODULES)
+    magnitudes = {f"base_model.model.{name}.lora_magnitude_vector": np.full(6, 3, np.float32) for name in MODULES}
+    write_adapter(heads / "dora", {**factors, **magnitudes}, peft_config(**common, use_dora=True))
+    write_adapter(heads / "pissa", factors, peft_config(**common, init_lora_weights="pissa"))
+    (heads / "weights").mkdir()
+    base = {f"{name}.weight": np.eye(6, 5, dtype=np.float32) for name in MODULES}
+    save_file(base, heads / "weights" / "model.safetensors")
+    assert "Overrule: --materialize." in run(command, "./dora", "-o", "out").err
+    assert run(command, "./dora", "--materialize", "--base-weights", "./weights", "-o", "from_dora").code == 0
+    assert "Overrule: --initial ADAPTER=REFERENCE." in run(command, "./pissa", "-o", "out").err
+    assert run(command, "./pissa", "--initial", "pissa=./plain", "-o", "from_pissa").code == 0
+    assert run("check", "./from_dora", "./from_pissa", "./plain").code == 0
+
+
 # --- output modes -----------------------------------------------------------------------------------------------------
 
 

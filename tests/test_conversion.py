@@ -331,10 +331,7 @@ def test_loftq_is_refused_with_its_reason(rng: np.random.Generator) -> None:
 # --- what stays refused -----------------------------------------------------------------------------------------------
 
 REFUSALS = {
-    "use_dora": (
-        True,
-        "DoRA rescales the whole weight by a trained magnitude, which takes the base's weights: --materialize",
-    ),
+    "use_dora": (True, "DoRA rescales the whole weight by a trained magnitude, which takes the base's weights. Leave"),
     "use_qalora": (True, "QALoRA pools the inputs"),
     "lora_bias": (True, "a trained bias belongs to B, which a product B @ A cannot hold"),
     "trainable_token_indices": ([3, 5], "trained token rows are no part of B @ A"),
@@ -359,12 +356,25 @@ def test_a_variant_is_refused_with_its_reason_and_no_flag_lets_it_pass(field: st
     assert f"({field})" in str(refusal.value)
 
 
+def test_dora_is_one_problem_that_names_field_tensors_and_the_way_out(rng: np.random.Generator) -> None:
+    magnitude = "base_model.model.h.0.c_attn.lora_magnitude_vector"
+    (found,) = made({**peft_tensors(rng, {"h.0.c_attn": 2}), magnitude: np.ones(6, np.float32)}, use_dora=True).findings
+    assert (found.code, found.where, found.overrule) == ("dora", f"use_dora, {magnitude}", "--materialize")
+    assert "use_dora is true, and the file also holds 1 tensors of DoRA magnitudes" in found.seen
+    assert found.describe().endswith(
+        "Let merge, compress or convert form its deltas from the base's weights. Overrule: --materialize."
+    )
+    (found,) = made({**peft_tensors(rng, {"h.0.c_attn": 2}), magnitude: np.ones(6, np.float32)}).findings
+    assert (found.code, found.where, found.overrule) == ("dora", magnitude, None)  # nothing says what they are for
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora", "corda", "lora_ga"])
 def test_a_changed_base_is_refused_with_the_way_out(init: str, rng: np.random.Generator) -> None:
     adapter = made(peft_tensors(rng, {"h.0.c_attn": 2}), init_lora_weights=init)
     with pytest.raises(IncompatibleAdapters, match="takes the initial product out of the base") as refusal:
         merge([adapter])
-    assert "--initial ADAPTER=REFERENCE" in str(refusal.value)
+    assert refusal.value.report.problems[0].describe().endswith(" Overrule: --initial ADAPTER=REFERENCE.")
+    assert "Give merge, compress or convert the adapter as it was saved before training." in str(refusal.value)
 
 
 # --- PEFT -------------------------------------------------------------------------------------------------------------

@@ -301,6 +301,33 @@ def test_the_config_in_the_header_gives_the_scaling_that_diffusers_gives(
         Adapter.from_pretrained(path)
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"unet.r": "four"}, "r of 'unet' of lora_adapter_metadata is 'four'"),
+        ({"unet.r": 0}, "'unet' of lora_adapter_metadata states rank 0"),
+        ({"unet.lora_alpha": None}, "lora_alpha of 'unet' of lora_adapter_metadata is 'None'"),
+        ({"unet.rank_pattern": [1]}, "rank_pattern of 'unet' of lora_adapter_metadata is '[1]'"),
+        ({"unet.alpha_pattern": {"conv": "x"}}, "alpha_pattern['conv'] of 'unet' of lora_adapter_metadata is 'x'"),
+        ({"unet.alpha_pattern": {"(a+)+": 1}}, "alpha_pattern of 'unet' of lora_adapter_metadata has the pattern"),
+        (
+            {"unet.rank_pattern": {"x" * 99_999 + ".*": 1}},
+            "rank_pattern of 'unet' of lora_adapter_metadata has regular",
+        ),
+    ],
+)
+def test_a_wrong_config_in_the_header_is_told_of_the_header(
+    tmp_path: Path, rng: np.random.Generator, changed: Mapping[str, Any], told: str
+) -> None:
+    path = tmp_path / "pytorch_lora_weights.safetensors"
+    tensors = dict(zip(endings("peft", "conv_out"), factors(rng, {"conv_out": 1})["conv_out"], strict=True))
+    config = {"unet.r": 1, "unet.lora_alpha": 1, **changed}
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps(config)})
+    with pytest.raises(AdapterFormatError) as raised:
+        Adapter.from_pretrained(path)
+    assert told in str(raised.value) and "adapter_config" not in str(raised.value)
+
+
 def test_text_encoders_old_and_new_are_one_adapter_with_the_unet(tmp_path: Path, rng: np.random.Generator) -> None:
     layer = "text_model.encoder.layers.0"
     A, B = rng.standard_normal((2, 8)).astype(np.float32), rng.standard_normal((8, 2)).astype(np.float32)

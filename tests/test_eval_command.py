@@ -25,6 +25,7 @@ from hub_merge.cli.app import cli  # noqa: E402
 from hub_merge.errors import CheckpointError, EvaluationError, HubMergeError, OutputExists  # noqa: E402
 from hub_merge.evaluate import LanguageModel, evaluate, read_questions, results_of, run_tasks  # noqa: E402
 from hub_merge.measurements import Measurement  # noqa: E402
+from tests.helpers import fill_disk  # noqa: E402
 from tests.tiny_models import TEXTS, by_hand, tiny_base, tiny_tokenizer, trained, write_questions  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
@@ -62,7 +63,7 @@ def run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run ``eval`` on the base in float32."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*arguments: str, fails: type[HubMergeError] | None = None) -> Result:
+    def run(*arguments: str, fails: type[Exception] | None = None) -> Result:
         done = CliRunner().invoke(cli, ["eval", "--base", str(folder / "base"), "--dtype", "float32", *arguments])
         assert isinstance(done.exception, fails) if fails else done.exit_code == 0, done.output
         return done
@@ -137,9 +138,13 @@ def test_a_second_run_measures_nothing_again(folder: Path, run: Run, monkeypatch
     assert run(*adapters(folder), *data(folder), "--resume", "rows.jsonl", "--json").stdout == first
 
 
-def test_a_file_of_the_user_is_not_replaced_unasked(folder: Path, run: Run) -> None:
+def test_a_file_of_the_user_is_not_replaced_unasked(folder: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine.json").write_text("mine")
     run(*data(folder), "-o", "mine.json", fails=OutputExists)
+    assert Path("mine.json").read_text() == "mine"
+    with monkeypatch.context() as patch:
+        fill_disk(patch)
+        run(*data(folder), "-o", "mine.json", "--force", fails=OSError)
     assert Path("mine.json").read_text() == "mine"
     run(*data(folder), "-o", "mine.json", "--force")
     assert json.loads(Path("mine.json").read_text())["base"] == "base"

@@ -28,7 +28,7 @@ from hub_merge.evaluate import (  # noqa: E402
     read_questions,
 )
 from hub_merge.pipeline import merge  # noqa: E402
-from tests.tiny_models import TEXTS, by_hand, tiny_gpt2, tiny_llama, tiny_tokenizer, trained  # noqa: E402
+from tests.tiny_models import TEXTS, by_hand, tiny_gemma3, tiny_gpt2, tiny_llama, tiny_tokenizer, trained  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
@@ -132,6 +132,22 @@ def test_a_composite_gives_the_losses_of_the_weights_with_the_deltas_added(tmp_p
     answer, text = by_hand(dense, model.tokenizer, TEXTS)
     assert perplexity(worn).value == pytest.approx(answer, rel=1e-5)
     assert perplexity(worn, "text").value == pytest.approx(text, rel=1e-5)
+
+
+def test_a_worn_delta_of_a_scaled_embedding_is_scaled_too(tmp_path: Path) -> None:
+    base = tiny_gemma3(len(tiny_tokenizer()))
+    folder = trained(base, tmp_path / "one", 1, target_modules=["embed_tokens", "q_proj"])
+    adapter = Adapter.from_pretrained(folder)
+    dense = copy.deepcopy(base)
+    for name in adapter.modules:
+        delta = torch.from_numpy(adapter.factors(name).delta()).float()
+        weight = dense.get_submodule(name).weight.data
+        weight += delta.T if name.endswith("embed_tokens") else delta
+    model = language_model(base)
+    with model.wearing(adapter):
+        worn = perplexity(model.losses(questions()), "text").value
+    for other in (dense, peft.PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()):
+        assert worn == pytest.approx(by_hand(other, model.tokenizer, TEXTS)[1], rel=1e-5)
 
 
 def test_an_adapter_of_another_base_is_told_so() -> None:

@@ -21,7 +21,7 @@ from hub_merge.errors import MergeError, OutputExists
 from hub_merge.extraction import extract
 from hub_merge.fusion import fuse
 from hub_merge.hub import Hub
-from tests.helpers import Dense, relative_error
+from tests.helpers import Dense, fill_disk, relative_error
 from tests.test_fusion import Arrays, write_model
 
 OFFLINE = Hub(offline=True)
@@ -152,6 +152,17 @@ def test_one_seed_gives_the_same_bytes_and_the_card_says_what_is_kept(
     assert re.search(r"keeps 93\.[78]% of the squared norm", card)  # 1 + 1/4 of 4/3
     assert "`model.embed_tokens.weight`, `model.norm.weight`" in card
     assert str(tmp_path) not in card
+
+
+def test_a_card_that_cannot_be_added_to_stays_whole(
+    models: tuple[Path, Path, Arrays], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_disk(monkeypatch)
+    with pytest.raises(OSError, match="No space"):
+        extract(*models[:2], tmp_path / "out", rank=2, hub=OFFLINE)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---") and "Extracted from" not in card
+    assert not [*(tmp_path / "out").glob(".hub-merge*")]
 
 
 def test_asking_for_what_cannot_be_is_told(models: tuple[Path, Path, Arrays], tmp_path: Path) -> None:

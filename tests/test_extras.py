@@ -494,3 +494,25 @@ def test_extras_beside_one_model_of_a_pipeline_keep_their_keys(
     assert load_file(tmp_path / "out" / "adapter_model.safetensors").keys() == tensors.keys()
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert all(written[field] == value for field, value in config.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kept", ["classifier", "generator"])
+def test_the_task_is_that_of_the_adapter_whose_extras_are_kept(kept: str, tmp_path: Path) -> None:
+    """So the class that the card names has a place for them, and PEFT wraps it."""
+    generator = transformers.LlamaForCausalLM(classifier().config).eval()
+    trained(generator, tmp_path / "generator", 1, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    trained(classifier(), tmp_path / "classifier", 2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    adapters = [Adapter.from_pretrained(tmp_path / name) for name in ("generator", "classifier")]
+    composite = merge(adapters, extras=f"keep:{kept}", allow=["task_differs"], base="acme/llama")
+    composite.save_pretrained(tmp_path / "out")
+    task, loader, head = {
+        "classifier": ("SEQ_CLS", "AutoModelForSequenceClassification", "score"),
+        "generator": ("CAUSAL_LM", "AutoModelForCausalLM", "lm_head"),
+    }[kept]
+    extras, config = written(tmp_path / "out")
+    assert config["task_type"] == read_record(tmp_path / "out").output["task_type"] == task
+    assert f"base = {loader}.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+    base = getattr(transformers, loader).from_config(classifier().config)
+    loaded = load_quietly(base, tmp_path / "out").get_base_model().get_submodule(f"{head}.modules_to_save.default")
+    assert np.array_equal(loaded.weight.detach().numpy(), extras[f"{head}.weight"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -521,6 +523,18 @@ def test_a_model_made_from_something_closed_is_published_in_private(
     assert record.cautions == ("The adapter states the base acme/other; it was folded into alice/base, as asked.",)
     push_fused(tmp_path / "out", "alice/full", hub=connect(hub_lfs), accept_unknown_license=True)
     assert hub_lfs.repo("alice/full").private
+
+
+def test_whoever_pushes_a_fused_model_is_told_how_it_is_verified(
+    hub_lfs: HubDouble, model: Path, lora: Path, tmp_path: Path
+) -> None:
+    hub_lfs.add_user("alice")
+    fuse(lora, tmp_path / "out", base=model, hub=OFFLINE)
+    words = ["push", "out", "alice/full", "--accept-unknown-license"]
+    environment = {**os.environ, **hub_lfs.environment(tmp_path, "alice")}
+    command = [sys.executable, "-m", "hub_merge", *words]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert re.fullmatch("Hint: .* verify alice/full\n", done.stderr)
 
 
 def test_a_model_that_the_licences_do_not_let_share_is_not_published(

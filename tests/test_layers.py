@@ -112,6 +112,16 @@ def test_no_module_imports_a_heavy_library_when_it_is_imported(path: Path) -> No
     assert not at_once & set(HEAVY)
 
 
+def test_only_the_workspace_makes_temporary_files() -> None:
+    seen = [(top(path), name) for path in FILES for _, name in imports(ast.parse(path.read_text(encoding="utf-8")))]
+    assert {module for module, name in seen if name == "tempfile"} == {"workspace"}
+
+
+def test_findings_become_an_error_in_one_place() -> None:
+    raising = [path for path in FILES if "raise IncompatibleAdapters" in path.read_text(encoding="utf-8")]
+    assert raising == [PACKAGE / "pipeline" / "merging.py"]
+
+
 def in_function(tree: ast.AST, place: str) -> bool:
     """Whether the dotted ``place`` is inside a function rather than a class body."""
     for name in filter(None, place.split(".")):

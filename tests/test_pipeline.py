@@ -659,8 +659,9 @@ def test_adapters_that_cannot_be_merged_can_be_scored_unless_their_deltas_cannot
 ) -> None:
     math = write(tmp_path / "math", 0)
     other = write(tmp_path / "other", 1, base_model_name_or_path="acme/other", task_type="SEQ_CLS")
+    tokens = write(tmp_path / "tokens", 3, trainable_token_indices=[1])
     dora = write(tmp_path / "dora", 2, use_dora=True)
-    assert score_references([str(math), str(other)], hub=hub).rms_cosine is not None
+    assert score_references([str(math), str(other), str(tokens)], hub=hub).rms_cosine is not None
     with pytest.raises(IncompatibleAdapters, match=r"\[dora\]") as refused:
         score_references([str(math), str(other), str(dora)], hub=hub)
     assert [found.code for found in refused.value.report.problems] == ["dora"]

@@ -15,7 +15,7 @@ from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.errors import HubMergeError
 from hub_merge.plots import heat_map
 from hub_merge.scores import Scores, score
-from tests.helpers import adapter_of, random_factors
+from tests.helpers import adapter_of, fill_disk, random_factors
 
 pytest.importorskip("matplotlib.figure")
 
@@ -90,6 +90,17 @@ def test_another_process_draws_the_same_bytes(adapter: Drawn, tmp_path: Path) ->
     subprocess.run([sys.executable, "-c", script, tmp_path / "scores", tmp_path / "there.svg"], check=True)
 
     assert draw(scores, tmp_path / "here.svg") == (tmp_path / "there.svg").read_bytes()
+
+
+def test_a_picture_on_a_full_disk_leaves_the_old_one(
+    adapter: Drawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "scores.svg"
+    before = draw(score([adapter("math")]), path)
+    fill_disk(monkeypatch)
+    with pytest.raises(OSError, match="No space"):
+        heat_map(score([adapter("medicine")]), path)
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
 
 
 def text_of(scores: Scores, tmp_path: Path) -> str:

@@ -251,6 +251,21 @@ def test_another_merge_than_the_written_one_is_found(weights: list[float], caugh
     assert (not judged(folder, asked).passed) is caught
 
 
+def test_a_share_that_is_not_as_predicted_is_told_with_both_figures(tmp_path: Path) -> None:
+    parents = [parent("a", 0), parent("b", 1)]
+    folder = merge(parents, "sum").save_pretrained(tmp_path / "out")
+    proof = judged(folder, merge(parents, "mean"))
+    shares = {share.name: share for share in proof.retention}
+    dense = [np.concatenate([one.factors(module).delta() for module in MODULES]) for one in parents]
+    for name, delta in zip("ab", dense, strict=True):
+        share = np.vdot(dense[0] + dense[1], delta) / np.vdot(delta, delta)
+        assert shares[name].measured == pytest.approx(share, rel=1e-5)
+        assert shares[name].predicted == pytest.approx(share / 2, rel=1e-5)
+        told = f"{name}: measured {shares[name].measured:.7g}, predicted {shares[name].predicted:.7g}"
+        assert told in failed(proof)["retention"]
+    assert "what was predicted" not in failed(proof)["retention"]
+
+
 # --- numbers of the proof ---------------------------------------------------------------------------------------------
 
 

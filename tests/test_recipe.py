@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -287,6 +288,21 @@ def test_what_cannot_be_understood_is_refused_with_the_field_and_a_remedy(case: 
 def test_text_that_is_no_yaml_is_refused(text: str) -> None:
     with pytest.raises(RecipeError, match=r"not valid YAML|not a mapping"):
         Recipe.from_yaml(text)
+
+
+def test_yaml_that_would_take_all_time_or_memory_is_refused_at_once() -> None:
+    rows = [
+        "a: &a [x, x]",
+        *(f"{one}: &{one} [*{other}, *{other}]" for other, one in pairwise("abcdefghijklmnopqrstuvw")),
+    ]
+    with pytest.raises(RecipeError, match="more than 16 aliases"):
+        Recipe.from_yaml("\n".join([*rows, "merge_method: *w", "models: [x]"]))
+    with pytest.raises(RecipeError, match="nested deeper than 100"):
+        Recipe.from_yaml("models: " + "[" * 2000)
+    shared = (
+        "merge_method: sum\nmodels:\n- {model: a, parameters: &half {weight: 0.5}}\n- {model: b, parameters: *half}\n"
+    )
+    assert [source.weight for source in Recipe.from_yaml(shared).models] == [0.5, 0.5]
 
 
 # --- records ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load, save
 
 from hub_merge import verify
@@ -21,7 +22,8 @@ from hub_merge.recipe import Recipe, Source
 from tests.helpers import peft_config, peft_tensors
 from tests.hub_double import HubDouble
 
-CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "hub_merge.json"
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+RECORD, RECIPE = "hub_merge.json", "recipe.yaml"
 MODEL = "model.safetensors"
 MATH, MEDICINE, BASE = "alice/math", "bob/medicine", "acme/base"
 MODULES = {"model.layers.0.self_attn.q_proj": 2, "model.layers.1.self_attn.q_proj": 3}
@@ -130,6 +132,52 @@ def test_a_record_that_was_changed_along_with_the_weights_does_not_help(shop: Sh
     result = shop.verify(published)
     assert result.verdict == "differs" and places(result) == {("", WEIGHTS)}
     assert tensors(result) == {factor(0, "A")}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("weight: 1.0", "weight: 2.0", "not the recipe that was recorded: models"),
+        ("merge_method: sum", "merge_method: mean", "not the recipe that was recorded: merge_method"),
+        ("seed: 0", "seed: 1\nallow: [base_differs]", "not the recipe that was recorded: seed, allow"),
+        ("seed: 0", "sead: 0", "no recipe that can be read"),
+        ("seed: 0", "seed: [", "no recipe that can be read"),
+        ("seed: 0", "seed: 0  # \udcff", "no recipe that can be read"),
+    ],
+)
+def test_another_recipe_than_the_recorded_one_is_found(old: str, new: str, told: str, shop: Shop) -> None:
+    published = shop.publish()
+    recipe = shop.hub.file(published, RECIPE).decode()
+    assert old in recipe
+    shop.hub.push(published, {RECIPE: recipe.replace(old, new).encode(errors="surrogateescape")})
+    result = shop.verify(published)
+    assert result.verdict == "differs" and result.proof.passed
+    assert [(found.source, found.file, found.detail) for found in result.differences] == [("", RECIPE, told)]
+
+
+def test_filters_in_another_order_are_another_recipe(shop: Shop) -> None:
+    weight = {"layers.0": 0.5, "q_proj": 2.0}  # the first that is found in the name of a module counts
+    merge_to_folder(Recipe("sum", (Source(MATH, weight), Source(MEDICINE))), shop.folder / "out", hub=shop.client())
+    written = yaml.safe_load((shop.folder / "out" / RECIPE).read_text())
+    written["models"][0]["parameters"]["weight"].reverse()
+    (shop.folder / "out" / RECIPE).write_text(yaml.safe_dump(written))
+    assert [found.file for found in verify(shop.folder / "out", hub=shop.client()).differences] == [RECIPE]
+
+
+@pytest.mark.parametrize("form", ["json", "sorted", "defaults", "absent"])
+def test_the_same_recipe_written_another_way_is_the_same(form: str, shop: Shop) -> None:
+    merge_to_folder(Recipe("sum", (Source(MATH), Source(MEDICINE, -0.5))), shop.folder / "out", hub=shop.client())
+    file = shop.folder / "out" / RECIPE
+    recipe = yaml.safe_load(file.read_text())
+    if form == "json":
+        file.write_text(json.dumps(recipe, indent=1))
+    elif form == "sorted":
+        file.write_text("# Our merge.\n" + yaml.safe_dump(recipe, sort_keys=True, default_flow_style=True))
+    elif form == "defaults":
+        file.write_text(yaml.safe_dump({**recipe, "allow": [], "parameters": {}, "profile": "portable"}))
+    else:
+        file.unlink()
+    assert verify(shop.folder / "out", hub=shop.client()).verdict == "reproduced"
 
 
 def test_one_byte_of_a_parent_is_found_with_what_it_changes(shop: Shop) -> None:

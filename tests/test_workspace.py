@@ -16,6 +16,7 @@ from hub_merge import workspace as workspaces
 from hub_merge.errors import OutputExists
 from hub_merge.staging import EXCHANGE, require_free, staged
 from hub_merge.workspace import PREFIX, clear, entered, workspace, write_whole
+from tests.helpers import fill_disk
 
 OWN = ("hub_merge.json", "README.md", "a")
 ENTER = """
@@ -145,15 +146,23 @@ def test_a_file_is_replaced_with_its_permissions_and_through_links(tmp_path: Pat
     assert names(tmp_path) == ["link", "real"]
 
 
+@pytest.mark.parametrize(("content", "written"), [("a – b\n", b"a \xe2\x80\x93 b\n"), (b"\x89PNG\r\n", b"\x89PNG\r\n")])
+def test_text_and_bytes_are_written_as_they_are(tmp_path: Path, content: str | bytes, written: bytes) -> None:
+    write_whole(tmp_path / "file", content)
+    assert (tmp_path / "file").read_bytes() == written
+
+
+def test_a_file_in_no_folder_is_told_by_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised:
+        write_whole(tmp_path / "no" / "card", "new")
+    assert raised.value.filename == str(tmp_path / "no" / "card")
+
+
 def test_a_file_keeps_its_content_when_the_new_one_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "card").write_text("old")
-
-    def full(*_: object, **__: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", full)
+    fill_disk(monkeypatch)
     with pytest.raises(OSError, match="No space"):
         write_whole(tmp_path / "card", "new")
     monkeypatch.undo()

@@ -60,6 +60,19 @@ def tiny_gpt2(vocabulary: int, **config: Any) -> Any:
     return GPT2LMHeadModel(GPT2Config(initializer_range=0.3, **settings)).eval()
 
 
+def tiny_gemma3(vocabulary: int) -> Any:
+    """Return a Gemma 3 with random weights and a head of its own; its embedding multiplies what it looked up."""
+    import torch
+    from transformers import Gemma3ForCausalLM, Gemma3TextConfig
+
+    config = Gemma3TextConfig(
+        vocab_size=vocabulary, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=12, initializer_range=0.3, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(7)
+    return Gemma3ForCausalLM(config).eval()
+
+
 def tiny_base(folder: Path, make: Callable[[int], Any] = tiny_llama) -> Any:
     """Write a model and its tokenizer to ``base`` in a folder; return it under a name that its adapters can tell."""
     tokenizer = tiny_tokenizer()

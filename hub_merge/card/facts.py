@@ -19,6 +19,7 @@ from hub_merge.recipe import MergeRecord
 __all__ = [
     "PACKAGE",
     "TASKS",
+    "agreed_task",
     "components_of",
     "described",
     "exact_words",
@@ -54,9 +55,15 @@ TASKS = {
 
 
 def task_type(record: MergeRecord) -> str | None:
-    """Return the task type of all parents, if they agree on one."""
-    stated = {parent.task_type for parent in record.parents}
-    return stated.pop() if len(stated) == 1 else None
+    """Return the task type that was written, by which PEFT wraps the model."""
+    written = record.output.get("task_type")
+    return written if isinstance(written, str) else None
+
+
+def agreed_task(record: MergeRecord) -> str | None:
+    """Return the task type that was written, unless a parent is for another task."""
+    written = task_type(record)
+    return written if all(parent.task_type in (None, written) for parent in record.parents) else None
 
 
 def library_of(record: MergeRecord) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hub_merge.card.facts import PACKAGE, TASKS, library_of, method_name, options_of, task_type, weight_files
+from hub_merge.card.facts import PACKAGE, TASKS, agreed_task, library_of, method_name, options_of, weight_files
 from hub_merge.card.markdown import cleaned, hub_id
 from hub_merge.card.results import model_index
 from hub_merge.licenses import LicenseVerdict, verdict_of
@@ -17,7 +17,7 @@ __all__ = ["front_matter"]
 def front_matter(record: MergeRecord, name: str) -> dict[str, Any]:
     """Return the metadata; ``name`` is what the model is called where results are listed."""
     base, verdict = hub_id(record.base_model), verdict_of(record)
-    task = TASKS.get(task_type(record) or "")
+    task = TASKS.get(agreed_task(record) or "")
     content = {
         "base_model": base,
         "base_model_relation": "adapter" if base else None,

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from hub_merge.card.facts import (
     TASKS,
+    agreed_task,
     components_of,
     described,
     exact_words,
@@ -123,7 +124,7 @@ def _context(record: MergeRecord, repo_id: Markdown | None, picture: str | None)
 
 
 def _usage(record: MergeRecord, repo_id: Markdown | None) -> dict[str, Any]:
-    base, rank, task = hub_id(record.base_model), record.output["rank"], task_type(record)
+    base, rank = hub_id(record.base_model), record.output["rank"]
     names = [str(file["name"]) for file in weight_files(record.output["files"])]
     return {
         "library": library_of(record),
@@ -132,8 +133,8 @@ def _usage(record: MergeRecord, repo_id: Markdown | None) -> dict[str, Any]:
         "file": next((name for name in names if name in (KOHYA_FILE, DIFFUSERS_FILE)), None),
         "base": base or Markdown("BASE_MODEL"),
         "repo_id": repo_id or Markdown("path/to/this/adapter"),
-        "loader": TASKS.get(task or "", (None, "AutoModel"))[1],
-        "is_generator": task == "CAUSAL_LM",
+        "loader": TASKS.get(task_type(record) or "", (None, "AutoModel"))[1],
+        "is_generator": agreed_task(record) == "CAUSAL_LM",
         "max_lora_rank": next((allowed for allowed in VLLM_RANKS if allowed >= rank), None),
     }
 

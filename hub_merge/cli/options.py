@@ -25,6 +25,7 @@ __all__ = [
     "client",
     "dtype_option",
     "energy_option",
+    "extras_option",
     "filter_options",
     "force_option",
     "max_rank_option",
@@ -68,6 +69,11 @@ weights_option = click.option(
 base_option = click.option("--base", metavar="OWNER/NAME", help="The base model, where the adapters do not prove it.")
 allow_option = click.option(
     "--allow", multiple=True, metavar="CODE", help="Accept the finding of this code; may be repeated."
+)
+extras_option = click.option(
+    "--extras",
+    metavar="POLICY",
+    help="Heads, biases and token rows: refuse, keep:NAME of an adapter, average, or drop.  [default: refuse]",
 )
 accept_unknown_license_option = click.option(
     "--accept-unknown-license",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,9 +14,42 @@ if TYPE_CHECKING:
     from hub_merge.ranks import Profile, Rank
     from hub_merge.recipe import Conversion, Recipe
 
-__all__ = ["read_recipe", "recipe_of", "recipe_path"]
+__all__ = ["conversion_options", "read_recipe", "recipe_of", "recipe_path"]
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def conversion_options(function: Function) -> Function:
+    """Add the options that make adapters plain which are no product against the published base; see ``recipe_of``."""
+    for option in (
+        click.option(
+            "--initial",
+            multiple=True,
+            metavar="ADAPTER=REFERENCE",
+            help="A PiSSA, OLoRA, CorDA or LoRA-GA adapter as it was before training; may be repeated.",
+        ),
+        click.option(
+            "--materialize-rank",
+            metavar="N",
+            type=click.IntRange(1),
+            help="Rank of a DoRA adapter's new factors.  [default: four times its rank]",
+        ),
+        click.option(
+            "--base-weights",
+            metavar="FOLDER_OR_REPO",
+            help="Where those weights are.  [default: the base that is stated]",
+        ),
+        click.option(
+            "--materialize",
+            is_flag=True,
+            default=None,
+            help="Form DoRA deltas from the base's weights, with a stated error.",
+        ),
+    ):
+        function = option(function)
+    return function
 
 
 def recipe_path(adapters: tuple[str, ...], asked: dict[str, Any]) -> Path | None:

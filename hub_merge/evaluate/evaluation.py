@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,11 +21,9 @@ from hub_merge.evaluate.statistics import (
     perplexity,
 )
 from hub_merge.evaluate.wearing import Wearable, factors_of
+from hub_merge.pipeline.progress import Progress, silent
 
 __all__ = ["Evaluation", "evaluate"]
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is measured, the rows done and the rows there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,7 @@ def evaluate(
     sets: Sequence[QuestionSet],
     *,
     journal: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Measure every composite on every domain.
 
@@ -81,7 +79,7 @@ def evaluate(
         composites: By name: adapters, composites, or ``None`` for the plain base.
         sets: The domains; each name once.
         journal: File of rows that were measured before and are not measured again; new ones are added to it.
-        progress: Told of every row.
+        progress: Told what is measured, the rows done and the rows there are.
 
     Raises:
         EvaluationError: Two domains share a name, an adapter does not fit the base, or there is nothing to score.
@@ -108,7 +106,7 @@ def _measured(
     wearable: Wearable,
     sets: Mapping[str, Sequence[Encoded]],
     journal: Journal,
-    progress: Progress | None,
+    progress: Progress,
 ) -> dict[str, list[Loss]]:
     """Return the losses of one composite by domain; it is put on only if a row is missing in the journal."""
     factors = factors_of(wearable)
@@ -126,8 +124,7 @@ def _measured(
     def keep(place: int, loss: Loss) -> None:
         journal.add(missing[place][0], loss)
         state["done"] += 1
-        if progress is not None:
-            progress(name, state["done"], total)
+        progress(name, state["done"], total)
 
     if missing:
         with model.wearing(factors):

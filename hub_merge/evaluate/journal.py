@@ -12,6 +12,7 @@ from typing import IO
 from hub_merge.adapter import LoraFactors
 from hub_merge.errors import EvaluationError
 from hub_merge.evaluate.losses import Encoded, Loss
+from hub_merge.workspace import write_whole
 
 __all__ = ["Journal", "digest_of_factors", "key_of"]
 
@@ -66,7 +67,7 @@ class Journal:
                 ) from error
             self._losses[key] = Loss(answer, answer_tokens, text_nats, text_tokens)
         if rest:
-            path.write_text(f"{whole}\n" if whole else "", encoding="utf-8")
+            write_whole(path, f"{whole}\n" if whole else "")
 
 
 def digest_of_factors(factors: Mapping[str, LoraFactors]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -14,6 +14,7 @@ from hub_merge.evaluate.results import BASE
 from hub_merge.evaluate.wearing import Wearable
 from hub_merge.hub import Hub
 from hub_merge.pipeline import merge
+from hub_merge.pipeline.progress import Progress, silent
 from hub_merge.sources import open_adapter
 
 __all__ = ["Lineup", "line_up", "stated_base"]
@@ -40,7 +41,7 @@ def line_up(
     methods: Sequence[str] = (),
     rank: int | None = None,
     allow: Sequence[str] = (),
-    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    progress: Progress = silent,
 ) -> Lineup:
     """Open the adapters and merge them by each method: every pair, and all of them.
 

@@ -83,6 +83,8 @@ def _hook(module: torch.nn.Module | None, name: str, part: LoraFactors) -> Calla
         )
     inward = _tensor(part.A, weight)
     outward = _tensor(part.B, weight) * part.scaling
+    if is_embedding:
+        outward = outward * getattr(module, "embed_scale", 1.0)  # Gemma's embedding multiplies what it looked up
 
     def add_to_linear(_: Any, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         low = torch.nn.functional.linear(inputs[0].to(inward.dtype), inward)

@@ -76,7 +76,10 @@ def adapter_from_diffusers(store: TensorStore, *, name: str, origin: Origin) -> 
     note = notes_of(name)
     groups, others = grouped(store.infos, _split)
     configs = _configs(store.metadata)
-    scalings = {component: read_scalings(config) for component, config in configs.items()}
+    scalings = {
+        component: read_scalings(config, f"{component[:40]!r} of {METADATA_KEY}")
+        for component, config in configs.items()
+    }
     for component, stated in scalings.items():
         stated.require_cheap([module.local_name for module in groups if module.component == component])
     parts = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from hub_merge.errors import AdapterFormatError
 
-__all__ = ["parse_json", "read_bounded"]
+__all__ = ["parse_json", "read_bounded", "unique"]
 
 MAX_DEPTH = 32
 """Objects and lists inside each other; configs have three."""

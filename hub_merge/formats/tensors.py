@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from hub_merge.adapter import Array
 from hub_merge.errors import AdapterFormatError
+from hub_merge.formats.strict_json import unique
 
 __all__ = [
     "FLOATS",
@@ -173,7 +174,7 @@ def parse_header(head: bytes, file: str, total: int) -> Header:
     try:
         text = head[LENGTH_FIELD : LENGTH_FIELD + length].decode()  # json.loads would guess UTF-16 and UTF-32 as well
         _require_sparse(text)
-        entries = json.loads(text, object_pairs_hook=_unique)
+        entries = json.loads(text, object_pairs_hook=unique)
         metadata = entries.pop("__metadata__", None)
         infos = Header({name: _tensor_info(entry) for name, entry in entries.items()})
         "".join(infos).encode()  # refuses halves of surrogate pairs
@@ -217,13 +218,6 @@ def _damaged(file: str, why: str) -> AdapterFormatError:
     return AdapterFormatError(
         f"{file} is not a sound safetensors file: {why}.", remedy="Download it again, or ask its author to upload it."
     )
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return content
 
 
 def _tensor_info(entry: Mapping[str, Any]) -> TensorInfo:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from hub_merge.adapter import Adapter
 from hub_merge.bases import read_base
 from hub_merge.card import published_card, update_card
 from hub_merge.compat import check
-from hub_merge.errors import IncompatibleAdapters, MergeError, OutputExists, ProofFailed, RecipeError
+from hub_merge.errors import MergeError, OutputExists, ProofFailed, RecipeError
 from hub_merge.formats.checkpoints import MODEL_INDEX, Checkpoint, companion_files
 from hub_merge.formats.peft import contained
 from hub_merge.fusion.card import render_fused_card
@@ -26,7 +26,8 @@ from hub_merge.layout import CARD_FILE, LICENSES_FOLDER, RECORD_FILE
 from hub_merge.licenses import terms_files
 from hub_merge.notices import FUSED, carried_names, notice_texts, write_texts
 from hub_merge.parallel import map_modules
-from hub_merge.pipeline import followers, is_open, require_lawful, save
+from hub_merge.pipeline import followers, is_open, require_compatible, require_lawful, save
+from hub_merge.pipeline.progress import Progress, counter, silent
 from hub_merge.provenance import parent_of, read_record
 from hub_merge.publish import Published, publish_folder
 from hub_merge.recipe import MergeRecord
@@ -36,14 +37,8 @@ from hub_merge.workspace import workspace
 
 __all__ = ["fuse", "push_fused"]
 
-Progress = Callable[[str, int, int], None]
-
 COARSE = 0.25
 """Share of the delta's norm from which what rounding takes is told as a caution."""
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    """Report nothing."""
 
 
 def fuse(
@@ -54,7 +49,7 @@ def fuse(
     allow: Sequence[str] = (),
     force: bool = False,
     hub: Hub | None = None,
-    progress: Progress = _silent,
+    progress: Progress = silent,
 ) -> FusionRecord:
     """Fold an adapter into its base model and write the full model, whole or not at all.
 
@@ -114,8 +109,7 @@ def _accepted(adapter: Adapter, allow: Sequence[str]) -> list[str]:
         IncompatibleAdapters: Something was found that has not been accepted.
     """
     report = check([adapter], allow=allow).report
-    if not report.compatible:
-        raise IncompatibleAdapters(report)
+    require_compatible(report)
     return [found.describe() for found in report.findings if found.code in allow]
 
 
@@ -158,17 +152,11 @@ def _own_files(folder: Path) -> Sequence[str]:
 
 def _write(plan: Plan, stage: Path, progress: Progress) -> FusionProof:
     total = len(plan.folds)
-
-    def counter(step: str) -> Callable[[str], None]:
-        progress(step, 0, total)
-        done = iter(range(1, total + 1))
-        return lambda tensor: progress(step, next(done), total)
-
-    fold_into(plan, stage, counter("write"))
+    fold_into(plan, stage, counter("write", total, progress))
     for name in _carried(plan.base):
         if not (stage / name).exists():
             shutil.copyfile(plan.base.folder / name, stage / name)
-    proof = prove_fusion(plan, stage, counter("prove"))
+    proof = prove_fusion(plan, stage, counter("prove", total, progress))
     if not proof.passed:
         failed = "; ".join(f"{entry.name}: {entry.detail}" for entry in proof.checks if not entry.passed)
         raise ProofFailed(

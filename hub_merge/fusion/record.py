@@ -60,7 +60,7 @@ class FusionRecord:
         adapter: The adapter that was folded.
         parents: The adapters it was merged from, if its own record tells.
         recipe: The recipe of that merge.
-        output: ``{dtypes, tensors, changed, untied, files}`` of the fused model.
+        output: ``{dtypes, tensors, untied, files}`` of the fused model.
         cautions: What its user should know, as sentences.
         proof: What re-reading it showed (``FusionProof.to_dict``).
         versions: Versions of this package and of the libraries that shaped the bytes.

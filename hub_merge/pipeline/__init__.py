@@ -1,7 +1,7 @@
 """The one spine: sources, check, score, merge, proof, record, card, push. API, command line and Space all use it.
 
-This is the only place where findings become exceptions. Each step is a file, which imports only earlier ones: progress,
-opening, merging, references, documents, saving, recipes, verifying, publishing.
+Only here do findings become exceptions, in ``require_compatible``. Each step is a file, which imports only earlier
+ones: progress, opening, merging, references, documents, saving, recipes, verifying, publishing.
 """
 
 from importlib import import_module
@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hub_merge.pipeline.documents import add_measurements, card_of
-    from hub_merge.pipeline.merging import compress, merge
-    from hub_merge.pipeline.opening import followers
+    from hub_merge.pipeline.merging import compress, merge, require_compatible
+    from hub_merge.pipeline.opening import checked, followers
     from hub_merge.pipeline.publishing import is_open, push, push_folder, require_lawful
     from hub_merge.pipeline.recipes import merge_to_folder, run
     from hub_merge.pipeline.references import (
         advise_on_references,
         check_references,
         inspect_reference,
+        require_comparable,
         score_references,
         search,
     )
@@ -28,6 +29,7 @@ __all__ = [
     "advise_on_references",
     "card_of",
     "check_references",
+    "checked",
     "compress",
     "followers",
     "inspect_reference",
@@ -36,6 +38,8 @@ __all__ = [
     "merge_to_folder",
     "push",
     "push_folder",
+    "require_comparable",
+    "require_compatible",
     "require_lawful",
     "run",
     "save",
@@ -49,6 +53,7 @@ _HOME = {
     "advise_on_references": "references",
     "card_of": "documents",
     "check_references": "references",
+    "checked": "opening",
     "compress": "merging",
     "followers": "opening",
     "inspect_reference": "references",
@@ -57,6 +62,8 @@ _HOME = {
     "merge_to_folder": "recipes",
     "push": "publishing",
     "push_folder": "publishing",
+    "require_comparable": "references",
+    "require_compatible": "merging",
     "require_lawful": "publishing",
     "run": "recipes",
     "save": "saving",

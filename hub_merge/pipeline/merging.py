@@ -21,7 +21,7 @@ from hub_merge.outliers import dominance_findings
 from hub_merge.ranks import Profile, Rank, require_rank
 from hub_merge.weights import Weight, checked_weight
 
-__all__ = ["affordable", "checked_weights", "compress", "merge", "require_choices"]
+__all__ = ["affordable", "checked_weights", "compress", "merge", "require_choices", "require_compatible"]
 
 
 def merge(
@@ -84,8 +84,7 @@ def merge(
     named = affordable(adapters)
     compatibility = check(named, base=base, allow=allow, canonical=canonical, original=original)
     beside, report = decide(extras, named, numbers, compatibility.report)
-    if not report.compatible:
-        raise IncompatibleAdapters(report)
+    require_compatible(report)
     compatibility = replace(compatibility, report=report)
     compatibility = _with_cautions(compatibility, chosen, numbers, settings, rank)
     return compose(
@@ -121,6 +120,12 @@ def checked_weights(adapters: Sequence[Adapter], weights: Sequence[Weight] | Non
             f"There are {len(adapters)} adapters and {len(weights)} weights.", remedy="Give one weight an adapter."
         )
     return [checked_weight(weight, adapter.name) for weight, adapter in zip(weights, adapters, strict=True)]
+
+
+def require_compatible(report: Report) -> None:
+    """Raise ``IncompatibleAdapters`` if something blocks the merge: the one place where findings become an error."""
+    if not report.compatible:
+        raise IncompatibleAdapters(report)
 
 
 def require_choices(dtype: str | None, seed: int) -> None:

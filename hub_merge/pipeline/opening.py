@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hub_merge.adapter import Adapter
 from hub_merge.budgets import budget
 from hub_merge.compat import Compatibility, check
 from hub_merge.errors import HubUnavailable
+from hub_merge.extras import decide
+from hub_merge.findings import REFUSE
 from hub_merge.hub import Hub
 from hub_merge.lineage import Follow
 from hub_merge.pipeline.progress import Progress
@@ -27,10 +30,18 @@ def open_all(references: Sequence[str | Path], hub: Hub, progress: Progress) -> 
     return adapters
 
 
-def checked(adapters: Sequence[Adapter], hub: Hub, base: str | None = None, allow: Sequence[str] = ()) -> Compatibility:
-    """Return whether the adapters fit together, their bases followed on the Hub."""
+def checked(
+    adapters: Sequence[Adapter],
+    hub: Hub,
+    base: str | None = None,
+    allow: Sequence[str] = (),
+    extras: str = REFUSE,
+) -> Compatibility:
+    """Return whether the adapters fit together, their bases followed on the Hub and their extras decided."""
     canonical, original = followers(hub)
-    return check(adapters, base=base, allow=allow, canonical=canonical, original=original)
+    compatibility = check(adapters, base=base, allow=allow, canonical=canonical, original=original)
+    _, report = decide(extras, adapters, [1.0] * len(adapters), compatibility.report)
+    return replace(compatibility, report=report)
 
 
 def followers(hub: Hub) -> tuple[Follow | None, Follow | None]:

@@ -9,13 +9,16 @@ from hub_merge.adapter import Adapter
 from hub_merge.composite import Composite
 from hub_merge.errors import HubMergeError
 from hub_merge.formats.output import get_format
+from hub_merge.formats.peft import contained
+from hub_merge.formats.strict_json import read_bounded
 from hub_merge.hub import Hub
+from hub_merge.layout import RECIPE_FILE
 from hub_merge.pipeline.progress import Progress, counter, silent
 from hub_merge.pipeline.recipes import carry_out, converted_parents, finder, mixtures_of
 from hub_merge.pipeline.saving import require_room
 from hub_merge.proof import Proof, prove
-from hub_merge.provenance import read_record
-from hub_merge.recipe import MergeRecord
+from hub_merge.provenance import MAX_RECORD, read_record
+from hub_merge.recipe import MergeRecord, Recipe
 from hub_merge.reopening import reopen
 from hub_merge.sources import digests, open_adapter
 from hub_merge.verification import Difference, Verification, changed_files, differing_tensors, failed_checks
@@ -32,7 +35,7 @@ def verify(
     Every parent is opened at its commit and compared with the hashes that were recorded. They are merged again as the
     recipe says, and the result compared with the composite: bit by bit for a linear combination without truncation,
     such as ``sum``; by the tolerance of the proof for what an SVD or a search makes, whose last bits depend on the
-    processor.
+    processor. A recipe that lies beside the record has to ask for the same merge, however it is written.
 
     Args:
         reference: Composite on the Hub or in a folder.
@@ -53,7 +56,8 @@ def verify(
     bases = [source.convert.base_weights for source in record.recipe.models if source.convert]
     helpers = {Path(place).name for place in bases if place and place.startswith(".")}
     again = reopen(record.parents, [path for path in parents if Path(path).name not in helpers], hub)
-    differences = [*changed_files(digests(written), record.output["files"]), *again.differences]
+    changed = changed_files(digests(written), record.output["files"])
+    differences = [*changed, *_changed_recipe(folder, record.recipe), *again.differences]
     if again.adapters is None:
         return Verification(None, tuple(differences), again.missing, None)
     try:
@@ -64,6 +68,19 @@ def verify(
         if not differences:
             raise
         return Verification(None, tuple(differences), (), None)  # what has changed need not fit together any more
+
+
+def _changed_recipe(folder: Path, recorded: Recipe) -> list[Difference]:
+    """Return a difference if the recipe in ``folder`` asks for another merge than ``recorded``; it may be absent."""
+    if not (folder / RECIPE_FILE).is_file():
+        return []
+    try:
+        text = read_bounded(contained(folder, RECIPE_FILE), most=MAX_RECORD).decode()
+        present, wanted = Recipe.from_yaml(text).to_dict(), recorded.to_dict()
+    except (UnicodeDecodeError, HubMergeError):
+        return [Difference("", RECIPE_FILE, (), "no recipe that can be read")]
+    others = [name for name in {**wanted, **present} if present.get(name) != wanted.get(name)]
+    return [Difference("", RECIPE_FILE, (), f"not the recipe that was recorded: {', '.join(others)}")] if others else []
 
 
 def _compared(

@@ -62,7 +62,7 @@ def prove(
         checks = (
             *checks,
             Check("delta", worst.error <= tolerance, detail),
-            Check("retention", _as_predicted(retention, norms, tolerance), "each parent's share is what was predicted"),
+            _retention_check(retention, norms, tolerance),
         )
     distance = math.sqrt(sum(entry.distance**2 for entry in compared))
     distance_to_sum = ratio(distance, math.sqrt(max(squares[2], 0.0)))
@@ -115,13 +115,16 @@ def _losses(measured: Sequence[Measured], asked: Composite) -> tuple[Loss, ...]:
     )
 
 
-def _as_predicted(retention: Sequence[Retention], norms: Float64, tolerance: float) -> bool:
-    """Whether measured and predicted agree to what an error of ``tolerance`` in the composite can move them."""
+def _retention_check(retention: Sequence[Retention], norms: Float64, tolerance: float) -> Check:
+    """Check that measured and predicted agree to what an error of ``tolerance`` in the composite can move them."""
     room = tolerance * (norms[0] + norms[3:].sum())
-    return all(
-        entry.measured is None or entry.predicted is None or abs(entry.measured - entry.predicted) * norm <= room
+    off = [
+        f"{entry.name}: measured {entry.measured:.7g}, predicted {entry.predicted:.7g}"
         for entry, norm in zip(retention, norms[3:], strict=True)
-    )
+        if entry.measured is not None and entry.predicted is not None
+        if not abs(entry.measured - entry.predicted) * norm <= room
+    ]
+    return Check("retention", not off, "; ".join(off) or "each parent's share is what was predicted")
 
 
 def ratio(value: float, of: float) -> float | None:

@@ -62,7 +62,8 @@ class Proof:
             where the file is so wrong that no delta was compared.
         worst_module: The module that has it.
         modules: Number of modules compared.
-        reference: ``definition`` (the weighted sum of the parents' factors) or ``recomputed`` (the method run again).
+        reference: ``definition`` (the linear combination of the parents' factors that the method makes) or
+            ``recomputed`` (the method run again).
         distance_to_sum: Relative Frobenius distance of the whole composite to the exact linear combination of the
             parents' deltas that the method makes without a rank; for a method that makes none, to the weighted sum.
         energy_kept: Squared norm of the composite over that of the same combination.

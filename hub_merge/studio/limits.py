@@ -6,13 +6,13 @@ import os
 import time
 from dataclasses import dataclass
 
+from hub_merge.budgets import human_size
 from hub_merge.errors import BudgetExceeded, RecipeError
 from hub_merge.pipeline.progress import Progress
 
-__all__ = ["Limits", "limits", "size_text"]
+__all__ = ["Limits", "limits"]
 
 AT_HOME = "Choose less, or run it on your own machine, without this limit: pip install hub-merge"
-UNITS = ("B", "kB", "MB", "GB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Limits:
     def told(self) -> str:
         """Return the limits as one sentence."""
         return (
-            f"Up to {self.max_adapters} adapters, {size_text(self.max_bytes)} of weights together, "
+            f"Up to {self.max_adapters} adapters, {human_size(self.max_bytes)} of weights together, "
             f"{self.max_seconds // 60} minutes."
         )
 
@@ -47,8 +47,8 @@ class Limits:
         """Raise ``BudgetExceeded`` if adapters of ``size`` bytes together are too large."""
         if size > self.max_bytes:
             raise BudgetExceeded(
-                f"These adapters have {size_text(size)} of weights together; this page reads at most "
-                f"{size_text(self.max_bytes)}.",
+                f"These adapters have {human_size(size)} of weights together; this page reads at most "
+                f"{human_size(self.max_bytes)}.",
                 remedy=AT_HOME,
             )
 
@@ -80,11 +80,3 @@ def limits() -> Limits:
                 f"HUB_MERGE_UI_{name.upper()} is {value!r}.", remedy="Set it to a whole number from 1, or unset it."
             )
     return Limits(**{name: int(value) for name, value in given.items()})
-
-
-def size_text(number: int) -> str:
-    """Return a number of bytes for people."""
-    value, unit = float(number), 0
-    while value >= 1000 and unit < len(UNITS) - 1:
-        value, unit = value / 1000, unit + 1
-    return f"{value:.3g} {UNITS[unit]}"

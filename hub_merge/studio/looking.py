@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 from hub_merge.adapter import Adapter, unique_names
 from hub_merge.advise import Advice, advise
-from hub_merge.compat import Compatibility, check
-from hub_merge.errors import HubMergeError, IncompatibleAdapters
-from hub_merge.findings import Report
+from hub_merge.compat import Compatibility
+from hub_merge.errors import HubMergeError
 from hub_merge.licenses import Licensed, LicenseVerdict, united
 from hub_merge.methods import get_method
 from hub_merge.parallel import map_modules
-from hub_merge.pipeline import followers
+from hub_merge.pipeline import checked, require_comparable
 from hub_merge.pipeline.progress import Progress, silent
-from hub_merge.pipeline.references import COMPARABLE
 from hub_merge.scores import Products, Scores, Scoring, modules_of, parents_of
 from hub_merge.sources import open_adapter, open_headers
 from hub_merge.studio.limits import Limits
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
     from hub_merge.hub import Hub
 
 __all__ = ["Look", "Measured", "look", "measure", "predicted"]
-
-MAX_RANK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +84,7 @@ def look(
     limits.require_adapters(len(references))
     opened = [open_headers(address_of(name), hub=hub, download=False) for name in references]
     adapters = unique_names([entry.adapter for entry in opened])
-    canonical, original = followers(hub)
-    compatibility = check(adapters, base=base, allow=allow, canonical=canonical, original=original)
+    compatibility = checked(adapters, hub, base, allow)
     return Look(
         references=tuple(references),
         compatibility=compatibility,
@@ -131,10 +126,8 @@ def measure(
     """
     tick = limits.timed(progress)
     adapters = _opened(references, hub, limits, tick)
-    canonical, original = followers(hub)
-    compatibility = check(adapters, base=base, allow=allow, canonical=canonical, original=original)
-    if blocking := [found for found in compatibility.report.problems if found.code not in COMPARABLE]:
-        raise IncompatibleAdapters(Report.of(blocking))
+    compatibility = checked(adapters, hub, base, allow)
+    require_comparable(compatibility)
     scoring = Scoring(adapters)
     modules = modules_of(adapters)
     for done, found in enumerate(
@@ -143,7 +136,7 @@ def measure(
         scoring.add(found)
         tick("score", done, len(modules))
     scores = scoring.result()
-    suggested = advise(adapters, scores, compatibility, max_rank=MAX_RANK) if compatibility.compatible else None
+    suggested = advise(adapters, scores, compatibility) if compatibility.compatible else None
     ranks = tuple(adapter.rank for adapter in adapters)
     return Measured(tuple(references), compatibility, ranks, scores, scoring.products(), suggested)
 

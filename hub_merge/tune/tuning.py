@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from hub_merge.evaluate import Encoded, LanguageModel, Loss, QuestionSet, mean_p
 from hub_merge.evaluate.wearing import Wearable
 from hub_merge.methods import get_method
 from hub_merge.mixtures import Mixtures
+from hub_merge.pipeline.progress import Progress, silent
 from hub_merge.tune.closed import closest
 from hub_merge.tune.learning import Steps, learned
 from hub_merge.tune.responses import responses
@@ -23,7 +24,6 @@ from hub_merge.tune.units import parts_of
 __all__ = ["Effort", "How", "tune"]
 
 How = Literal["closed", "gradient"]
-Progress = Callable[[str, int, int], None]
 
 PLAIN, CLOSED, GRADIENT = "sum", "closed form", "gradient"
 
@@ -35,12 +35,11 @@ class Effort:
     Attributes:
         forward: Rows that went through the model.
         backward: Rows whose gradient was taken.
-        seconds: Time by the clock.
+        started: Time by the clock when it began.
     """
 
     forward: int = 0
     backward: int = 0
-    seconds: float = 0.0
     started: float = field(default_factory=time.monotonic, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,7 +55,7 @@ def tune(
     *,
     how: How = "closed",
     steps: Steps | None = None,
-    progress: Progress = lambda step, done, total: None,
+    progress: Progress = silent,
 ) -> Composite:
     """Return the merge of the same adapters at the same rank that answers the questions best.
 

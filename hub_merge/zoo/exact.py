@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 from hub_merge.adapter import Adapter
 from hub_merge.errors import HubMergeError
 from hub_merge.gram import cross_products, inner_products, stack
 from hub_merge.hub import parse_reference
 from hub_merge.sources import open_factors
+from hub_merge.workspace import workspace
 from hub_merge.zoo.entries import Entry
 from hub_merge.zoo.reading import Access
 
@@ -45,8 +44,8 @@ def exactly(adapter: Adapter, access: Access) -> Callable[[Entry], float | None]
     def cosine(entry: Entry) -> float | None:
         if entry.repo_id is None:
             return None
-        with tempfile.TemporaryDirectory(prefix="hub-merge-zoo-") as cache:
-            hub = access.connect(cache_dir=Path(cache))
+        with workspace() as cache:
+            hub = access.connect(cache_dir=cache)
             try:
                 other = open_factors(hub.resolve(parse_reference(entry.reference)), hub)
                 return exact_cosine(adapter, other)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hub_merge.pipeline.progress import Progress, silent
 from hub_merge.zoo.entries import Entry
 from hub_merge.zoo.loaded import Loaded
 
@@ -67,7 +67,7 @@ def families(
     *,
     base: str | None = None,
     threshold: float = 0.5,
-    progress: Callable[[str, int, int], None] = lambda step, done, total: None,
+    progress: Progress = silent,
 ) -> Families:
     """Return the families of an index.
 

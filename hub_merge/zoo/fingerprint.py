@@ -59,10 +59,6 @@ class Fingerprint:
     signature: str
     version: int = VERSION
 
-    def inner_product(self, other: Fingerprint) -> float:
-        """Return an unbiased estimate of the Frobenius inner product of the two deltas."""
-        return self.norm * other.norm * float(_wide(self.sketch) @ _wide(other.sketch))
-
     def cosine(self, other: Fingerprint) -> float | None:
         """Return an estimate of the cosine of the two deltas, [-1, 1]; ``None`` where one is zero.
 

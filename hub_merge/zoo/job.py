@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hub_merge.errors import PublishError, RecipeError
 from hub_merge.hub.failures import Asked, translated
 from hub_merge.hub.references import is_model_id
+from hub_merge.workspace import workspace
 
 if TYPE_CHECKING:
     from hub_merge.hub import Hub
@@ -96,8 +95,8 @@ def submit(text: str, *, hub: Hub, flavor: str = FLAVOR, namespace: str | None =
     token = hub.api.token if isinstance(hub.api.token, str) else None if hub.api.token is False else get_token()
     if token is None:
         raise PublishError("A job needs a login.", remedy="Log in with `hf auth login`, or set HF_TOKEN.")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "build_zoo.py"
+    with workspace() as folder:
+        path = folder / "build_zoo.py"
         path.write_text(text, encoding="utf-8")
         with translated(Asked("the job", "", hub.endpoint, token_sent=True)):
             job = hub.send(

@@ -172,7 +172,6 @@ KINDS = (
 GONE = (HubUnavailable,)
 REFUSED = (AdapterNotFound,)
 BROKEN = (HubUnavailable, AdapterFormatError)
-EXPIRED = {"headers": {"X-Xet-Token-Expiration": "1"}}
 
 FAULTS = (
     Fault("no answer", {"cut": "request"}, GONE, True),

@@ -13,6 +13,7 @@ from hub_merge.cli.options import (
     allow_option,
     base_option,
     client,
+    extras_option,
     filter_options,
     max_rank_option,
     numbers_of,
@@ -128,6 +129,7 @@ def inspect(out: Output, adapter: str, revision: str | None, token: str | None, 
 @click.argument("adapters", nargs=-1, metavar="ADAPTER...")
 @base_option
 @allow_option
+@extras_option
 @click.option("--full", is_flag=True, help="Download the weights too and look at their numbers.")
 @pickle_option
 @filter_options
@@ -145,6 +147,7 @@ def check(
     adapters: tuple[str, ...],
     base: str | None,
     allow: tuple[str, ...],
+    extras: str | None,
     full: bool,
     token: str | None,
     allow_pickle: bool,
@@ -162,11 +165,14 @@ def check(
     from hub_merge.pipeline import check_references
 
     if not adapters:
+        if extras is not None:
+            raise click.UsageError("--extras needs the names of adapters: it says what becomes of theirs in one merge.")
         _check_listed(out, base, allow, full or allow_pickle, token, **listed)
         return
     _refuse_given(listed, "belongs to a check of what the Hub lists: name no adapter")
     hub = client(out, token, allow_pickle=allow_pickle)
-    result = check_references(adapters, hub=hub, base=base, allow=allow, full=full, progress=out.progress())
+    asked: dict[str, Any] = {"base": base, "allow": allow, "extras": extras or "refuse"}
+    result = check_references(adapters, hub=hub, full=full, progress=out.progress(), **asked)
     print_compatibility(out, result, adapters)
     if not result.compatible:
         raise click.exceptions.Exit(1)
@@ -261,6 +267,7 @@ def score(
 )
 @base_option
 @allow_option
+@extras_option
 @pickle_option
 @token_option
 @output_options
@@ -270,17 +277,22 @@ def advise(
     max_rank: int,
     base: str | None,
     allow: tuple[str, ...],
+    extras: str | None,
     token: str | None,
     allow_pickle: bool,
 ) -> None:
     """Suggest a method, weights and a rank, with reasons.
 
     The reasons are geometry: how far the deltas overlap, how their norms compare, and what a rank keeps. Whether the
-    composite works well has to be measured.
+    composite works well has to be measured. Heads and other tensors beside the factors do not count.
     """
     from hub_merge.cli.show.scores import print_advice
     from hub_merge.pipeline import advise_on_references
 
     hub = client(out, token, allow_pickle=allow_pickle)
-    advice = advise_on_references(adapters, hub=hub, base=base, allow=allow, max_rank=max_rank, progress=out.progress())
-    print_advice(out, advice, adapters, base=base, allow=allow)
+    asked: dict[str, Any] = {"base": base, "allow": allow}
+    advice = advise_on_references(
+        adapters, hub=hub, extras=extras or "refuse", max_rank=max_rank, progress=out.progress(), **asked
+    )
+    merged = adapters if extras is None else (*adapters, "--extras", extras)
+    print_advice(out, advice, merged, **asked)

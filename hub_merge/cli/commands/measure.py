@@ -14,6 +14,7 @@ from hub_merge.cli.options import allow_option, client, output_options, pickle_o
 from hub_merge.cli.output import Output
 from hub_merge.cli.questions import ANSWER, PROMPT, question_sets
 from hub_merge.errors import OutputExists
+from hub_merge.workspace import write_whole
 
 if TYPE_CHECKING:
     from hub_merge.evaluate import LanguageModel, QuestionSet
@@ -185,6 +186,6 @@ def _tasks(
 def _finish(out: Output, documents: dict[str, Any], output: Path | None) -> None:
     """Write the document, or print it."""
     if output is not None:
-        output.write_text(json.dumps(documents, indent=1) + "\n", encoding="utf-8")
+        write_whole(output, json.dumps(documents, indent=1) + "\n")
     if out.mode == "json":
         out.document(documents)

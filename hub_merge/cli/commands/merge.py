@@ -15,6 +15,7 @@ from hub_merge.cli.options import (
     client,
     dtype_option,
     energy_option,
+    extras_option,
     force_option,
     max_rank_option,
     output_option,
@@ -26,7 +27,7 @@ from hub_merge.cli.options import (
     writing_options,
 )
 from hub_merge.cli.output import Output
-from hub_merge.cli.recipes import read_recipe, recipe_of, recipe_path
+from hub_merge.cli.recipes import conversion_options, read_recipe, recipe_of, recipe_path
 from hub_merge.cli.tuning import take_tuning, tuned, tuning_options
 
 if TYPE_CHECKING:
@@ -63,29 +64,8 @@ __all__ = ["compress", "convert", "merge"]
 @dtype_option
 @base_option
 @allow_option
-@click.option(
-    "--extras",
-    metavar="POLICY",
-    help="Heads, biases and token rows: refuse, keep:NAME of an adapter, average, or drop.  [default: refuse]",
-)
-@click.option(
-    "--materialize", is_flag=True, default=None, help="Form DoRA deltas from the base's weights, with a stated error."
-)
-@click.option(
-    "--base-weights", metavar="FOLDER_OR_REPO", help="Where those weights are.  [default: the base that is stated]"
-)
-@click.option(
-    "--materialize-rank",
-    metavar="N",
-    type=click.IntRange(1),
-    help="Rank of a DoRA adapter's new factors.  [default: four times its rank]",
-)
-@click.option(
-    "--initial",
-    multiple=True,
-    metavar="ADAPTER=REFERENCE",
-    help="A PiSSA, OLoRA, CorDA or LoRA-GA adapter as it was before training; may be repeated.",
-)
+@extras_option
+@conversion_options
 @tuning_options
 @picture_option
 @force_option
@@ -158,6 +138,8 @@ def merge(
 @dtype_option
 @base_option
 @allow_option
+@extras_option
+@conversion_options
 @force_option
 @pickle_option
 @token_option
@@ -178,6 +160,7 @@ def compress(out: Output, adapter: str, output: Path, **asked: Any) -> None:
         "convert style.safetensors -o style --format diffusers",
         "convert someone/mlx-lora -o math",
         "convert loha.safetensors -o small --rank 32 --format kohya",
+        "convert someone/dora-lora --materialize -o plain",
     ]
 )
 @click.argument("adapter")
@@ -186,6 +169,8 @@ def compress(out: Output, adapter: str, output: Path, **asked: Any) -> None:
 @dtype_option
 @base_option
 @allow_option
+@extras_option
+@conversion_options
 @force_option
 @pickle_option
 @token_option
@@ -194,7 +179,8 @@ def convert(out: Output, adapter: str, output: Path, **asked: Any) -> None:
     """Write one adapter in another format, and prove the written file.
 
     Every delta stays what it is: the error that is shown is the relative distance of what was written to what was read,
-    0 where not even rounding changed it. LoHa and LoKr are expanded exactly; --rank truncates.
+    0 where not even rounding changed it. LoHa and LoKr are expanded exactly; --rank truncates. --materialize and
+    --initial write an adapter that needs its base or its start as a plain one.
     """
     from hub_merge.cli.show.merges import print_conversion
 

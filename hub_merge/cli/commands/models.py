@@ -8,7 +8,15 @@ from typing import Any
 import click
 
 from hub_merge.cli.framework import command
-from hub_merge.cli.options import accept_unknown_license_option, allow_option, client, output_options, token_option
+from hub_merge.cli.options import (
+    accept_unknown_license_option,
+    allow_option,
+    client,
+    force_option,
+    output_option,
+    output_options,
+    token_option,
+)
 from hub_merge.cli.output import Output
 
 __all__ = ["extract", "fuse"]
@@ -22,9 +30,7 @@ __all__ = ["extract", "fuse"]
 )
 @click.argument("adapter", metavar="COMPOSITE")
 @click.option("--base", metavar="MODEL", help="Full model: a Hub id or a folder.  [default: the one it states]")
-@click.option(
-    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
-)
+@output_option
 @click.option("--push", "repo_id", metavar="OWNER/NAME", help="Publish the model too, as one commit.")
 @click.option(
     "--private/--no-private",
@@ -62,7 +68,7 @@ def fuse(
         print_fusion(out, output, record)
     else:
         published = push_fused(output, repo_id, hub=hub, private=private, accept_unknown_license=accept_unknown_license)
-        print_published(out, published, dry_run=False, fused=True)
+        print_published(out, published, dry_run=False)
 
 
 @command(
@@ -82,9 +88,7 @@ def fuse(
 )
 @click.option("--include", multiple=True, metavar="PART", help="Only modules with this in their name; repeatable.")
 @click.option("--exclude", multiple=True, metavar="PART", help="No modules with this in their name; repeatable.")
-@click.option(
-    "-o", "--output", required=True, metavar="FOLDER", type=click.Path(path_type=Path), help="Folder to create."
-)
+@output_option
 @click.option(
     "--dtype",
     type=click.Choice(["float32", "bfloat16", "float16"]),
@@ -95,7 +99,7 @@ def fuse(
 @click.option(
     "--seed", metavar="N", type=click.IntRange(0), default=0, show_default=True, help="Seed of random choices."
 )
-@click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
+@force_option
 @token_option
 @output_options
 def extract(out: Output, output: Path, token: str | None, **asked: Any) -> None:

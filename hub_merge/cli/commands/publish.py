@@ -69,6 +69,6 @@ def push(out: Output, composite: Path, repo_id: str, token: str | None, **asked:
     from hub_merge.fusion import is_fused, push_fused
     from hub_merge.pipeline import push_folder
 
-    fused = is_fused(composite)
-    published = (push_fused if fused else push_folder)(composite, repo_id, hub=client(out, token), **asked)
-    print_published(out, published, dry_run=asked["dry_run"], fused=fused)
+    publish = push_fused if is_fused(composite) else push_folder
+    published = publish(composite, repo_id, hub=client(out, token), **asked)
+    print_published(out, published, dry_run=asked["dry_run"])

@@ -387,7 +387,7 @@ def push(out: Output, repo_id: str, folder: Path, token: str | None, dry_run: bo
     from hub_merge.zoo.sharing import push as run
 
     published = run(folder, repo_id, hub=client(out, token), dry_run=dry_run, **asked)
-    print_published(out, published, dry_run=dry_run, fused=True)
+    print_published(out, published, dry_run=dry_run, verifiable=False)
 
 
 @zoo.command(examples=["zoo pull someone/gpt2-zoo"])

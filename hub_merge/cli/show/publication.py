@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 __all__ = ["hint_push", "print_published"]
 
 
-def print_published(out: Output, published: Published, *, dry_run: bool, fused: bool = False) -> None:
-    """Print what a push of a composite, or of a fused model, did or would do."""
+def print_published(out: Output, published: Published, *, dry_run: bool, verifiable: bool = True) -> None:
+    """Print what a push did or would do, and how what is ``verifiable`` is verified."""
     files = [{"file": name, "size": size, "action": action} for name, size, action in published.files]
     values = {
         "url": published.pr_url or published.url,
@@ -37,7 +37,7 @@ def print_published(out: Output, published: Published, *, dry_run: bool, fused: 
         out.fields(values, title=_publishing(published, dry_run))
     if dry_run:
         out.hint("nothing was sent; leave out --dry-run to publish")
-    elif not (published.pr_url or fused):
+    elif verifiable and not published.pr_url:
         out.hint(f"hub-merge verify {published.repo_id}")
 
 

@@ -39,7 +39,7 @@ HARMLESS_FIELDS = frozenset(
 VARIANT_FIELDS: Mapping[str, tuple[str, str]] = {
     "use_dora": (
         "dora",
-        "DoRA rescales the whole weight by a trained magnitude, which takes the base's weights: --materialize",
+        "DoRA rescales the whole weight by a trained magnitude, which takes the base's weights",
     ),
     "use_qalora": ("qalora", "QALoRA pools the inputs, so its A is not the A of a plain product"),
     "lora_bias": ("lora_bias", "a trained bias belongs to B, which a product B @ A cannot hold"),
@@ -102,13 +102,14 @@ def _require_lora(config: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Scalings:
-    """Effective rank and scaling by module, as PEFT resolves them."""
+    """Effective rank and scaling by module, as PEFT resolves them; ``source`` is where they are stated."""
 
     rank: int
     alpha: float
     use_rslora: bool
     rank_pattern: Mapping[str, int]
     alpha_pattern: Mapping[str, float]
+    source: str = CONFIG_FILE
     ranks: Patterns = field(init=False, repr=False, compare=False)
     alphas: Patterns = field(init=False, repr=False, compare=False)
 
@@ -127,53 +128,62 @@ class Scalings:
         for name, patterns in (("rank_pattern", self.ranks), ("alpha_pattern", self.alphas)):
             if not patterns.is_cheap(modules):
                 raise AdapterFormatError(
-                    f"Matching {name} of {CONFIG_FILE} with {len(modules)} modules could take very long.",
+                    f"Matching {name} of {self.source} with {len(modules)} modules could take very long.",
                     remedy="Write the full module names, and few of them, instead.",
                 )
 
 
-def read_scalings(config: Mapping[str, Any]) -> Scalings:
-    rank_pattern = _pattern(config, "rank_pattern")
-    alpha_pattern = _pattern(config, "alpha_pattern")
-    rank = finite_number(config.get("r"), "r")
-    ranks = {key: finite_number(value, f"rank_pattern[{key!r}]") for key, value in rank_pattern.items()}
+def read_scalings(config: Mapping[str, Any], source: str = CONFIG_FILE) -> Scalings:
+    """Return what ``config`` says of rank and scaling.
+
+    Args:
+        config: Fields of PEFT's LoraConfig.
+        source: Where they stand, to name in messages.
+
+    Raises:
+        AdapterFormatError: A field is missing or of the wrong kind.
+    """
+    rank_pattern = _pattern(config, "rank_pattern", source)
+    alpha_pattern = _pattern(config, "alpha_pattern", source)
+    rank = finite_number(config.get("r"), "r", source)
+    ranks = {key: finite_number(value, f"rank_pattern[{key!r}]", source) for key, value in rank_pattern.items()}
+    alphas = {key: finite_number(value, f"alpha_pattern[{key!r}]", source) for key, value in alpha_pattern.items()}
     if bad := [value for value in (rank, *ranks.values()) if value < 1 or value != int(value)]:
-        raise AdapterFormatError(f"{CONFIG_FILE} states rank {bad[0]:g}.", remedy="A rank is a whole number from 1.")
+        raise AdapterFormatError(f"{source} states rank {bad[0]:g}.", remedy="A rank is a whole number from 1.")
     return Scalings(
         rank=int(rank),
-        alpha=finite_number(config.get("lora_alpha"), "lora_alpha"),
+        alpha=finite_number(config.get("lora_alpha"), "lora_alpha", source),
         use_rslora=bool(config.get("use_rslora")),
         rank_pattern={key: int(value) for key, value in ranks.items()},
-        alpha_pattern={key: finite_number(value, f"alpha_pattern[{key!r}]") for key, value in alpha_pattern.items()},
+        alpha_pattern=alphas,
+        source=source,
     )
 
 
-def _pattern(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _pattern(config: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:
     patterns = config.get(name) or {}
     if not isinstance(patterns, dict):
-        raise AdapterFormatError(f"{name} of {CONFIG_FILE} is {str(patterns)[:60]!r}.", remedy="It must be an object.")
+        raise AdapterFormatError(f"{name} of {source} is {str(patterns)[:60]!r}.", remedy="It must be an object.")
     if Patterns(patterns).wild_length() > MAX_WILD:
         raise AdapterFormatError(
-            f"{name} of {CONFIG_FILE} has regular expressions of more than {MAX_WILD} characters.", remedy=FULL_NAMES
+            f"{name} of {source} has regular expressions of more than {MAX_WILD} characters.", remedy=FULL_NAMES
         )
     if wild := [key for key in patterns if not is_tame(key)]:
         raise AdapterFormatError(
-            f"{name} of {CONFIG_FILE} has the pattern {wild[0][:80]!r}, which is no safe regular expression.",
+            f"{name} of {source} has the pattern {wild[0][:80]!r}, which is no safe regular expression.",
             remedy=FULL_NAMES,
         )
     return patterns
 
 
-def finite_number(value: object, name: str) -> float:
-    """Return the value of the field ``name`` of a config, or raise ``AdapterFormatError`` if it is no finite number."""
+def finite_number(value: object, name: str, source: str = CONFIG_FILE) -> float:
+    """Return the value of the field ``name`` of ``source``; ``AdapterFormatError`` if it is no finite number."""
     try:
         finite = not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value)
     except OverflowError:  # a whole number beyond every float
         finite = False
     if not (finite and isinstance(value, (int, float))):
-        raise AdapterFormatError(
-            f"{name} of {CONFIG_FILE} is {str(value)[:60]!r}.", remedy="It must be a finite number."
-        )
+        raise AdapterFormatError(f"{name} of {source} is {str(value)[:60]!r}.", remedy="It must be a finite number.")
     return float(value)
 
 
@@ -206,8 +216,9 @@ def _init_findings(init: object, note: Callable[..., Finding]) -> Iterator[Findi
             "init_lora_weights",
             f"{seen}, which takes the initial product out of the base at the start of training",
             "factors that fit the published base",
-            "Give the adapter as it was saved before training: --initial ADAPTER=REFERENCE. Without it there is no way "
+            "Give merge, compress or convert the adapter as it was saved before training. Without it there is no way "
             "back, except with PEFT where it was trained (save_pretrained, path_initial_model_for_weight_conversion).",
+            overrule="--initial ADAPTER=REFERENCE",
         )
     elif init.lower().startswith("loftq"):
         yield note(

@@ -92,7 +92,7 @@ def extra_findings(extras: Mapping[str, ExtraSpec], note: Callable[..., Finding]
                 shown,
                 f"the file also holds {len(names)} tensors of {what}",
                 "LoRA factors only",
-                "They replace what the base has and cannot be added up: say what becomes of them.",
+                "They replace what the base has and cannot be added up: say what becomes of them in a merge.",
                 overrule=EXTRAS_FLAG,
             )
 

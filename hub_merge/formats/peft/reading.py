@@ -242,10 +242,12 @@ def adapter_from_tensors(
     extras, homes = _extras(others, store.infos, config)
     known = {"trainable_token_indices"} if any(spec.kind == "tokens" for spec in extras.values()) else set()
     findings = [
-        *(found for found in config_findings(config, note) if found.where not in known),
+        *_told_once(
+            (found for found in config_findings(config, note) if found.where not in known),
+            leftover_findings([key for key in others if key not in homes.values()], LEFTOVERS, note),
+        ),
         *(spec for spec in sorted_out.values() if isinstance(spec, Finding)),
         *extra_findings({homes[extra]: spec for extra, spec in extras.items()}, note),
-        *leftover_findings([key for key in others if key not in homes.values()], LEFTOVERS, note),
         *_parameter_findings(config, pairs, note),
         *target_findings(config, scalings, plain, name),
         *_task_findings(config, name),
@@ -288,6 +290,24 @@ def adapter_from_tensors(
         load_magnitude=_magnitudes(others, store) if config.get("use_dora") else None,
         origin=origin or Origin(),
     )
+
+
+def _told_once(stated: Iterable[Finding], leftovers: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield what the config and what the tensors show; a field and the tensors that it stands for are one finding."""
+    left = {found.code: found for found in leftovers}
+    for found in stated:
+        tensors = left.pop(found.code, None)
+        yield _joined(found, tensors) if tensors else found
+    yield from left.values()
+
+
+def _joined(stated: Finding, tensors: Finding) -> Finding:
+    """Return a finding about a field with its tensors named; DoRA can be made plain where its magnitudes are there."""
+    where, seen = f"{stated.where}, {tensors.where}", f"{stated.seen}, and {tensors.seen}"
+    if stated.code != "dora":
+        return replace(stated, where=where, seen=seen)
+    remedy = "Let merge, compress or convert form its deltas from the base's weights."
+    return replace(stated, where=where, seen=seen, remedy=remedy, overrule="--materialize")
 
 
 def _component(config: Mapping[str, Any], metadata: Mapping[str, str], modules: Iterable[str]) -> str:

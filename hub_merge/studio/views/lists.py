@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hub_merge.budgets import human_size
 from hub_merge.studio.catalog import Row
-from hub_merge.studio.limits import size_text
 from hub_merge.studio.samples import is_sample, normal
 from hub_merge.studio.views.markup import Markup, el, joined
 
@@ -63,7 +63,7 @@ def _facts(row: Row) -> Markup:
     facts = [
         ("Licence", row.license or "none stated"),
         ("Rank", None if row.rank is None else str(row.rank)),
-        ("Size", None if row.size is None else size_text(row.size)),
+        ("Size", None if row.size is None else human_size(row.size)),
         ("Downloads", None if row.downloads is None else f"{row.downloads:,}"),
         ("Likes", f"{row.likes:,}" if row.likes else None),
         ("Access", "on request" if row.gated else None),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from hub_merge.budgets import human_size
 from hub_merge.recipe import Recipe
 from hub_merge.studio.commands import merge_command, merge_snippet
-from hub_merge.studio.limits import size_text
 from hub_merge.studio.looking import Look
 from hub_merge.studio.views.markup import Markup, el, joined
 
@@ -66,7 +66,6 @@ STEPS = {
     "score": "Comparing module by module",
     "write": "Writing",
     "prove": "Proving",
-    "convert": "Converting",
 }
 
 THEME = {
@@ -128,7 +127,7 @@ def found(text: str) -> str:
 
 def measure_label(look: Look | None) -> str:
     """Return what the button says that measures, with what it reads."""
-    return f"Measure how they overlap · reads {size_text(sum(look.sizes))}" if look else "Measure how they overlap"
+    return f"Measure how they overlap · reads {human_size(sum(look.sizes))}" if look else "Measure how they overlap"
 
 
 def repeated(recipe: Recipe | None) -> Markup:
