@@ -34,6 +34,7 @@ from hub_merge.mixtures import Mixture, read_mixtures, write_mixtures  # noqa: E
 from hub_merge.provenance import read_record  # noqa: E402
 from hub_merge.recipe import Recipe, Source  # noqa: E402
 from hub_merge.tune import Steps, closest, learned, learning, responses, tune  # noqa: E402
+from hub_merge.tune.closed import Frame, frame_of  # noqa: E402
 from hub_merge.tune.learning import _drawn  # noqa: E402
 from hub_merge.tune.session import tune_to_folder  # noqa: E402
 from hub_merge.tune.units import parts_of  # noqa: E402
@@ -199,6 +200,13 @@ def test_responses_are_those_of_the_inputs_that_peft_gives_each_module(kind: str
         np.testing.assert_allclose(got[name][1], A @ X.T @ X @ A.T / len(X), rtol=2e-4, atol=1e-5)
 
 
+def begun(parents: list[Adapter], found: dict[str, Any]) -> tuple[dict[str, Mixture], dict[str, Frame]]:
+    """Return where learning starts, and the coordinates that it moves in."""
+    parts = {name: parts_of(parents, name) for name in found}
+    start = {name: closest(parts[name], products, 2) for name, products in found.items()}
+    return start, {name: frame_of(parts[name], products) for name, products in found.items()}
+
+
 def sets_of(rows: list[tuple[str, str]]) -> list[Any]:
     return [QuestionFormat()({"question": question, "answer": answer}) for question, answer in rows]
 
@@ -208,15 +216,15 @@ def test_learning_makes_the_rows_cheaper_and_leaves_the_model_alone(folder: Path
     before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
     encoded = {entry.name: model.encode(entry.questions) for entry in data}
     found = responses(model, parents, list(encoded.values()))
-    start = {name: closest(parts_of(parents, name), found[name], 2) for name in found}
-    end = learned(model, parents, start, encoded, steps=Steps(epochs=15, batch=2, rate=0.05))
+    start, frames = begun(parents, found)
+    end = learned(model, parents, start, frames, encoded, steps=Steps(epochs=15, batch=2, rate=0.05))
     plain = merge(parents, "sum", rank=2)
     values = [measured(model, merge(parents, "mix", mixtures=mixtures), data) for mixtures in (start, end)]
     assert values[1] < 0.97 * values[0]
     assert values[1] < measured(model, plain, data)
     assert all(torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items())
     assert all(weight.requires_grad for weight in model.model.parameters())
-    again = learned(model, parents, start, encoded, steps=Steps(epochs=15, batch=2, rate=0.05))
+    again = learned(model, parents, start, frames, encoded, steps=Steps(epochs=15, batch=2, rate=0.05))
     assert all(np.array_equal(end[name].out, again[name].out) for name in end)
 
 
@@ -229,23 +237,26 @@ def test_learning_goes_down_the_mean_of_the_perplexities_however_rows_are_batche
     data = [QuestionSet(name, sets_of(texts), "train", QuestionFormat()) for name, texts in rows.items()]
     encoded = {entry.name: model.encode(entry.questions) for entry in data}
     found = responses(model, parents, list(encoded.values()))
-    start = {name: closest(parts_of(parents, name), found[name], 2) for name in found}
+    start, frames = begun(parents, found)
     monkeypatch.setattr(torch.optim, "Adam", lambda weights, rate, betas: torch.optim.SGD(weights, rate))
     monkeypatch.setattr(learning, "_share", lambda step, count, warm_up: 1.0)
 
-    sizes = {name: [np.sqrt(np.square(one).mean()) for one in both] for name, both in pairs(start).items()}
+    def coordinates(mixtures: Any) -> dict[str, list[Any]]:
+        return {name: [frames[name].left @ one.out, one.inward @ frames[name].right] for name, one in mixtures.items()}
+
+    begin = coordinates(start)
+    sizes = {name: [np.sqrt(np.square(one).mean()) for one in both] for name, both in begin.items()}
 
     def moved(batch: int) -> dict[str, list[Any]]:
-        end = pairs(learned(model, parents, start, encoded, steps=Steps(epochs=1, batch=batch, rate=rate)))
-        return {
-            name: [(end[name][n] - both[n]) / sizes[name][n] for n in (0, 1)] for name, both in pairs(start).items()
-        }
+        steps = Steps(epochs=1, batch=batch, rate=rate)
+        end = coordinates(learned(model, parents, start, frames, encoded, steps=steps))
+        return {name: [(end[name][n] - both[n]) / sizes[name][n] for n in (0, 1)] for name, both in begin.items()}
 
     def value(step: float, along: dict[str, list[Any]]) -> float:
-        there = {
-            name: Mixture(*(both[n] + step * sizes[name][n] * along[name][n] for n in (0, 1)))
-            for name, both in pairs(start).items()
-        }
+        there = {}
+        for name, both in begin.items():
+            out, inward = (both[n] + step * sizes[name][n] * along[name][n] for n in (0, 1))
+            there[name] = Mixture(frames[name].undo_left @ out, inward @ frames[name].undo_right)
         return measured(model, merge(parents, "mix", mixtures=there), data)
 
     whole, split = moved(len(TEXTS)), moved(1)
@@ -255,10 +266,6 @@ def test_learning_goes_down_the_mean_of_the_perplexities_however_rows_are_batche
         slope = (value(1e-2, along) - value(-1e-2, along)) / 2e-2
         assert dot(whole, along) == pytest.approx(-rate * slope, rel=0.05, abs=rate * 1e-2)
     assert dot(whole, split) > 0.99 * np.sqrt(dot(whole, whole) * dot(split, split))
-
-
-def pairs(mixtures: Any) -> dict[str, list[Any]]:
-    return {name: [one.out, one.inward] for name, one in mixtures.items()}
 
 
 def dot(one: dict[str, list[Any]], other: dict[str, list[Any]]) -> float:

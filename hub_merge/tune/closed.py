@@ -11,6 +11,7 @@ truncated SVD in whitened coordinates (Eckart and Young). Nothing is larger than
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,12 +19,29 @@ from hub_merge.adapter import LoraFactors
 from hub_merge.gram import Float64, column_products
 from hub_merge.mixtures import Mixture
 
-__all__ = ["closest"]
+__all__ = ["Frame", "closest", "frame_of"]
 
 RIDGE = 1e-3
 """Share of their mean eigenvalue that is added to the Gram matrices: what the rows leave open goes to the mean."""
 
 NULL = 1e-12
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """Coordinates of mixtures in which what the units respond is white, and the columns of B are orthonormal.
+
+    Attributes:
+        left: Turns ``out`` into these coordinates, ``(R, R)``.
+        right: Turns ``inward`` into them, ``(R, R)``.
+        undo_left: Turns the first coordinates back into ``out``, ``(R, R)``.
+        undo_right: Turns the second ones back into ``inward``, ``(R, R)``.
+    """
+
+    left: Float64
+    right: Float64
+    undo_left: Float64
+    undo_right: Float64
 
 
 def closest(parts: Sequence[LoraFactors], products: Sequence[Float64], rank: int, ridge: float = RIDGE) -> Mixture:
@@ -33,24 +51,31 @@ def closest(parts: Sequence[LoraFactors], products: Sequence[Float64], rank: int
         parts: One module's factors, one entry an adapter; empty ones for adapters that lack it.
         products: For each adapter the mean of ``z zᵀ`` over its inputs, ``z`` the stacked ``A x``, ``(R, R)``.
         rank: Largest rank of the result.
-        ridge: Share of the mean eigenvalue that is added to each of ``products``.
+        ridge: Share of the mean eigenvalue that is added to each of ``products``, of units of one length.
     """
+    frame = frame_of(parts, products, ridge)
     owner = np.repeat(np.arange(len(parts)), [part.rank for part in parts])
-    lengths = np.sqrt(np.diag(sum(products)))
-    lengths[lengths == 0] = 1.0
-    products = [product / np.outer(lengths, lengths) for product in products]
-    mean = sum(np.trace(product) for product in products) / (len(parts) * len(owner))
-    floor = ridge * mean if mean else 1.0  # units that never respond are as good as unit inputs
-    grams = [product + floor * np.eye(len(owner)) for product in products]
-    total = sum(grams, np.zeros((len(owner), len(owner))))
-    wanted = sum(((owner == i)[:, None] * gram for i, gram in enumerate(grams)), np.zeros_like(total))
-    columns = np.concatenate([part.B.astype(np.float64) * part.scaling for part in parts], axis=1) * lengths
-    left, undo_left = _roots(column_products(columns, columns))
-    right, undo_right = _roots(total)
-    U, S, Vt = np.linalg.svd(left @ np.linalg.solve(total, wanted.T).T @ right)
+    grams = _regular(products, ridge)
+    wanted = sum(((owner == i)[:, None] * gram for i, gram in enumerate(grams)), np.zeros_like(frame.left))
+    U, S, Vt = np.linalg.svd(frame.left @ np.linalg.solve(np.sum(grams, axis=0), wanted.T).T @ frame.right)
     keep = np.sqrt(S[: min(rank, len(owner))])
-    out, inward = undo_left @ U[:, : len(keep)] * keep, keep[:, None] * Vt[: len(keep)] @ undo_right
-    return Mixture(lengths[:, None] * out, inward / lengths)
+    return Mixture(frame.undo_left @ U[:, : len(keep)] * keep, keep[:, None] * Vt[: len(keep)] @ frame.undo_right)
+
+
+def frame_of(parts: Sequence[LoraFactors], products: Sequence[Float64], ridge: float = RIDGE) -> Frame:
+    """Return the coordinates that belong to these responses; see ``closest``."""
+    columns = np.concatenate([part.B.astype(np.float64) * part.scaling for part in parts], axis=1)
+    left, undo_left = _roots(column_products(columns, columns))
+    right, undo_right = _roots(np.sum(_regular(products, ridge), axis=0))
+    return Frame(left, right, undo_left, undo_right)
+
+
+def _regular(products: Sequence[Float64], ridge: float) -> list[Float64]:
+    """Return the Gram matrices with a ridge that does not depend on how long the rows of A are."""
+    squares = np.diag(sum(products))
+    squares = np.where(squares > 0, squares, 1.0 if not squares.any() else squares[squares > 0].mean())
+    share = ridge / len(products) if any(product.any() for product in products) else 1.0
+    return [product + share * np.diag(squares) for product in products]
 
 
 def _roots(gram: Float64) -> tuple[Float64, Float64]:

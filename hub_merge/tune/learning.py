@@ -11,7 +11,9 @@ import numpy as np
 
 from hub_merge.adapter import Adapter
 from hub_merge.evaluate import Encoded, LanguageModel
+from hub_merge.gram import Float64
 from hub_merge.mixtures import Mixture, Mixtures
+from hub_merge.tune.closed import Frame
 from hub_merge.tune.responses import padded
 from hub_merge.tune.units import parts_of, watched
 
@@ -42,7 +44,7 @@ class Steps:
     start: int = 128
     epochs: int = 2
     batch: int = 4
-    rate: float = 0.03
+    rate: float = 0.1
     warm_up: int = 5
 
 
@@ -50,6 +52,7 @@ def learned(
     model: LanguageModel,
     parents: Sequence[Adapter],
     mixtures: Mixtures,
+    frames: Mapping[str, Frame],
     domains: Mapping[str, Sequence[Encoded]],
     *,
     steps: Steps | None = None,
@@ -64,6 +67,8 @@ def learned(
         model: The base.
         parents: The adapters.
         mixtures: Where to start.
+        frames: Coordinates to move in, by module: units of trainings that began alike are nearly parallel, so that what
+            tells them apart would take many steps of their own coefficients.
         domains: The rows of each domain.
         steps: How to go on from there.
         seed: Seed of the order of the rows.
@@ -73,16 +78,21 @@ def learned(
 
     steps = steps or Steps()
     units = {name: parts_of(parents, name) for name in mixtures}
-    device = model.model.device
+
+    def held(*arrays: Float64) -> list[torch.Tensor]:
+        return [torch.tensor(one, dtype=torch.float32, device=model.model.device) for one in arrays]
+
+    undo = {name: held(frame.undo_left, frame.undo_right) for name, frame in frames.items()}
     start = {
-        name: [torch.tensor(np.asarray(one), dtype=torch.float32, device=device) for one in (part.out, part.inward)]
-        for name, part in mixtures.items()
+        name: held(frames[name].left @ mixture.out, mixture.inward @ frames[name].right)
+        for name, mixture in mixtures.items()
     }
     scale = {name: [one.square().mean().sqrt() for one in pair] for name, pair in start.items()}
     moved = {name: [torch.zeros_like(one, requires_grad=True) for one in pair] for name, pair in start.items()}
 
-    def now(name: str) -> list[torch.Tensor]:
-        return [one + size * move for one, size, move in zip(start[name], scale[name], moved[name], strict=True)]
+    def now(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        out, inward = (a + size * move for a, size, move in zip(start[name], scale[name], moved[name], strict=True))
+        return undo[name][0] @ out, inward @ undo[name][1]
 
     def mix(name: str, z: torch.Tensor, outward: torch.Tensor) -> torch.Tensor:
         out, inward = (one.to(z.dtype) for one in now(name))

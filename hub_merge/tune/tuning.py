@@ -16,7 +16,7 @@ from hub_merge.evaluate.wearing import Wearable
 from hub_merge.methods import get_method
 from hub_merge.mixtures import Mixtures
 from hub_merge.pipeline.progress import Progress, silent
-from hub_merge.tune.closed import closest
+from hub_merge.tune.closed import Frame, closest, frame_of
 from hub_merge.tune.learning import Steps, learned
 from hub_merge.tune.responses import responses
 from hub_merge.tune.units import parts_of
@@ -83,12 +83,14 @@ def tune(
     rows = _rows_by_adapter(model, plain.parents, domains, effort)
     steps = (steps or Steps()) if how == "gradient" else None
     shown = rows if steps is None else [own[: steps.start] for own in rows]
-    mixtures = _closed(model, plain, shown, effort, progress)
+    mixtures, frames = _closed(model, plain, shown, effort, progress)
     made = CLOSED
     if steps is not None:
         made = GRADIENT
         count = _Counter("learn", steps.epochs * total, progress)
-        mixtures = learned(model, plain.parents, mixtures, domains, steps=steps, seed=plain.seed, done=count.add)
+        mixtures = learned(
+            model, plain.parents, mixtures, frames, domains, steps=steps, seed=plain.seed, done=count.add
+        )
         effort.forward += count.done
         effort.backward += count.done
     candidates = {PLAIN: plain, made: _composite(plain, mixtures)}
@@ -155,14 +157,17 @@ def _rows_by_adapter(
 
 def _closed(
     model: LanguageModel, plain: Composite, rows: Sequence[Sequence[Encoded]], effort: Effort, progress: Progress
-) -> Mixtures:
+) -> tuple[Mixtures, Mapping[str, Frame]]:
+    """Return the closed form's mixtures, and the coordinates in which they are found."""
     count = _Counter("read", sum(map(len, rows)), progress)
     found = responses(model, plain.parents, rows, count.add)
     effort.forward += count.done
-    return {
-        module: closest(parts_of(plain.parents, module), found[module], spec.rank)
-        for module, spec in plain.modules.items()
-    }
+    mixtures, frames = {}, {}
+    for module, spec in plain.modules.items():
+        parts = parts_of(plain.parents, module)
+        frames[module] = frame_of(parts, found[module])
+        mixtures[module] = closest(parts, found[module], spec.rank)
+    return mixtures, frames
 
 
 def _composite(plain: Composite, mixtures: Mixtures) -> Composite:
