@@ -294,5 +294,4 @@ def advise(
     advice = advise_on_references(
         adapters, hub=hub, extras=extras or "refuse", max_rank=max_rank, progress=out.progress(), **asked
     )
-    merged = adapters if extras is None else (*adapters, "--extras", extras)
-    print_advice(out, advice, merged, **asked)
+    print_advice(out, advice, adapters, extras=extras, **asked)

@@ -94,10 +94,16 @@ def _print_shared_starts(out: Output, scores: Scores) -> None:
 
 
 def print_advice(
-    out: Output, advice: Advice, references: Sequence[str], *, base: str | None, allow: Sequence[str]
+    out: Output,
+    advice: Advice,
+    references: Sequence[str],
+    *,
+    base: str | None,
+    allow: Sequence[str],
+    extras: str | None,
 ) -> None:
     """Print a recommendation, and the command that follows it."""
-    command = _merge_command(advice, references, base, allow)
+    command = _merge_command(advice, references, base, allow, extras)
     if not out.human:
         shown = advice.to_dict()
         if out.mode == "agent":
@@ -116,7 +122,9 @@ def print_advice(
     out.hint(command)
 
 
-def _merge_command(advice: Advice, references: Sequence[str], base: str | None, allow: Sequence[str]) -> str:
+def _merge_command(
+    advice: Advice, references: Sequence[str], base: str | None, allow: Sequence[str], extras: str | None
+) -> str:
     words = ["hub-merge", "merge", *references, "--method", advice.method]
     if set(advice.weights) != {1.0}:
         words += ["--weights", ",".join(f"{weight:g}" for weight in advice.weights)]
@@ -126,4 +134,6 @@ def _merge_command(advice: Advice, references: Sequence[str], base: str | None, 
         words += ["--base", base]
     for code in allow:
         words += ["--allow", code]
+    if extras is not None:
+        words += ["--extras", extras]
     return shlex.join([*words, "-o", "composite"])
