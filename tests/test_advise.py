@@ -255,7 +255,8 @@ def test_the_command_carries_all_that_was_decided(capsys: pytest.CaptureFixture[
     advice = Advice("svd", 8, (0.5, 2.0), ("because",), ("but",), ((8, 0.995),), ("core",))
     folders = [str(Path("my adapters") / "a"), "someone/b"]
     for mode in ("human", "agent", "json", "quiet"):
-        print_advice(Output(mode), advice, folders, base="acme/base", allow=["task_differs"])  # type: ignore[arg-type]
+        decided = {"base": "acme/base", "allow": ["task_differs"], "extras": "drop"}
+        print_advice(Output(mode), advice, folders, **decided)  # type: ignore[arg-type]
         said = capsys.readouterr()
         if mode == "quiet":
             assert (said.out, said.err) == ("svd\n", "")
@@ -266,5 +267,5 @@ def test_the_command_carries_all_that_was_decided(capsys: pytest.CaptureFixture[
         assert words[words.index("merge") + 1 :] == [
             *folders,
             *("--method", "svd", "--weights", "0.5,2", "--rank", "8", "--base", "acme/base"),
-            *("--allow", "task_differs", "-o", "composite"),
+            *("--allow", "task_differs", "--extras", "drop", "-o", "composite"),
         ]

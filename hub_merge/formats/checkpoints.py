@@ -149,7 +149,7 @@ def read_config(text: bytes | None, label: str) -> Mapping[str, Any]:
         method = quantised.get("quant_method", "an unknown method") if isinstance(quantised, Mapping) else quantised
         raise CheckpointError(
             f"{label} is quantised ({method}); its weights cannot take a delta without being quantised anew.",
-            remedy="Name the model that it was quantised from in its place.",
+            remedy="Name the model that it was quantised from in its place; to fuse, with --base OWNER/NAME.",
         )
     return config
 
