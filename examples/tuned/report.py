@@ -30,13 +30,14 @@ Adapters of {results["base"]}, everything of rank 4. Held-out test rows: {rows};
 the perplexity of the answer's tokens, every token weighing the same; brackets hold 95 % bootstrap intervals over rows.
 Changes are those of the mean of the perplexities on the same rows: against one adapter that was trained on the merged
 data (800 rows a domain, two epochs), and against the composite tuned by gradient; p is that of a permutation test.
-The untuned methods have their defaults, but TIES
-and DARE work on the entries of the deltas, as in their papers, and keep a fifth and half of them. Computed in
+The untuned methods have their defaults, but TIES and DARE work on the entries of the deltas, as in their papers, and
+keep a fifth and half of them. Computed in
 {results["dtype"]} ({versions}).
 
 `tuned, closed` needs forward passes alone; `tuned, gradient` goes on from there by gradient, and sees the loss of the
-answers alone, where the adapters and the baseline were trained on questions and answers. It is no training-free merge:
-read it as what a short training inside the span of the adapters' units gives."""
+answers alone, where the adapters and the baseline were trained on questions and answers. The rows of math and finance
+that it sees are new to both, where those of medicine are not. It is no training-free merge: read it as what a short
+training inside the span of the adapters' units gives."""
 
 
 def short(groups: Sequence[Mapping[str, Any]]) -> str:
