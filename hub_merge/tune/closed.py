@@ -22,7 +22,7 @@ from hub_merge.mixtures import Mixture
 __all__ = ["Frame", "closest", "frame_of"]
 
 RIDGE = 1e-3
-"""Share of their mean eigenvalue that is added to the Gram matrices: what the rows leave open goes to the mean."""
+"""Share of what each unit responds that is added to the Gram matrices: what the rows leave open goes to the mean."""
 
 NULL = 1e-12
 
@@ -51,7 +51,7 @@ def closest(parts: Sequence[LoraFactors], products: Sequence[Float64], rank: int
         parts: One module's factors, one entry an adapter; empty ones for adapters that lack it.
         products: For each adapter the mean of ``z zᵀ`` over its inputs, ``z`` the stacked ``A x``, ``(R, R)``.
         rank: Largest rank of the result.
-        ridge: Share of the mean eigenvalue that is added to each of ``products``, of units of one length.
+        ridge: Share of each unit's mean square that is added to the diagonal of each of ``products``.
     """
     frame = frame_of(parts, products, ridge)
     owner = np.repeat(np.arange(len(parts)), [part.rank for part in parts])
@@ -72,10 +72,11 @@ def frame_of(parts: Sequence[LoraFactors], products: Sequence[Float64], ridge: f
 
 def _regular(products: Sequence[Float64], ridge: float) -> list[Float64]:
     """Return the Gram matrices with a ridge that does not depend on how long the rows of A are."""
-    squares = np.diag(sum(products))
-    squares = np.where(squares > 0, squares, 1.0 if not squares.any() else squares[squares > 0].mean())
-    share = ridge / len(products) if any(product.any() for product in products) else 1.0
-    return [product + share * np.diag(squares) for product in products]
+    squares = np.diag(np.sum(products, axis=0))
+    if not squares.any():  # units that never respond are as good as unit inputs
+        return [np.eye(len(squares)) for _ in products]
+    squares = np.where(squares > 0, squares, squares[squares > 0].mean())
+    return [product + ridge / len(products) * np.diag(squares) for product in products]
 
 
 def _roots(gram: Float64) -> tuple[Float64, Float64]:

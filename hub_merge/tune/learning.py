@@ -37,7 +37,7 @@ class Steps:
         start: Rows of each adapter, at most, that the closed form is read from, where learning starts.
         epochs: How often each row is seen.
         batch: Rows in a step of the domain that has most; others give fewer, so that all are gone through alike.
-        rate: Size of a step, relative to the root mean square of each matrix of coefficients.
+        rate: Size of a step, relative to the root mean square of each matrix of coefficients in its frame.
         warm_up: Steps until the rate is reached; then it falls along a cosine.
     """
 
