@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Steps", "learned"]
 
-MEMORY = 0.9
-"""Weight of what was seen before in the running perplexity of a domain."""
-
 NEARBY = 16
 """Batches among whose rows those of like length come together."""
 
@@ -59,9 +56,11 @@ def learned(
     seed: int = 0,
     done: Callable[[int], None] = lambda rows: None,
 ) -> Mixtures:
-    """Return mixtures with a smaller mean of the domains' answer perplexities on these rows, by Adam.
+    """Return mixtures with a smaller mean of the domains' answer losses on these rows, by Adam.
 
-    Only the coefficients move, ``2 R k`` numbers a module: the composite stays one of the adapters' own units.
+    Only the coefficients move, ``2 R k`` numbers a module: the composite stays one of the adapters' own units. The loss
+    is in nats a token, so that a domain of large perplexity, where there is most to learn by heart, weighs no more than
+    the others.
 
     Args:
         model: The base.
@@ -101,7 +100,6 @@ def learned(
     optimizer = torch.optim.Adam([one for pair in moved.values() for one in pair], steps.rate, betas=(0.9, 0.99))
     count = steps.epochs * -(-max(map(len, domains.values())) // steps.batch)
     usual = {domain: steps.epochs * sum(map(_answered, rows)) / count for domain, rows in domains.items()}
-    nats, tokens = dict.fromkeys(domains, 0.0), dict.fromkeys(domains, 0.0)
     weights = [one for one in model.model.parameters() if one.requires_grad]
     for one in weights:
         one.requires_grad_(False)
@@ -110,11 +108,7 @@ def learned(
             for step, chosen in enumerate(_drawn(domains, steps, count, seed)):
                 optimizer.param_groups[0]["lr"] = steps.rate * _share(step, count, steps.warm_up)
                 for domain, rows in chosen.items():
-                    loss = _loss(model, rows)
-                    nats[domain] = MEMORY * nats[domain] + loss.item()
-                    tokens[domain] = MEMORY * tokens[domain] + sum(map(_answered, rows))
-                    perplexity = math.exp(nats[domain] / tokens[domain])
-                    (loss * (perplexity / usual[domain] / len(domains))).backward()
+                    (_loss(model, rows) / usual[domain] / len(domains)).backward()
                     done(len(rows))
                 optimizer.step()
                 optimizer.zero_grad()
