@@ -27,7 +27,6 @@ from hub_merge.evaluate import (  # noqa: E402
     QuestionFormat,
     QuestionSet,
     mean_perplexity,
-    perplexity,
     read_questions,
 )
 from hub_merge.hub import Hub  # noqa: E402
@@ -67,6 +66,11 @@ def model(folder: Path) -> LanguageModel:
 
 def adapters(folder: Path) -> list[Adapter]:
     return [Adapter.from_pretrained(folder / name) for name in NAMES]
+
+
+def own(domains: dict[str, Any]) -> dict[str, list[int]]:
+    """Return that each domain is for the adapter at its place."""
+    return {name: [place] * len(rows) for place, (name, rows) in enumerate(domains.items())}
 
 
 def sets(folder: Path) -> list[QuestionSet]:
@@ -218,25 +222,31 @@ def test_learning_makes_the_rows_cheaper_and_leaves_the_model_alone(folder: Path
     encoded = {entry.name: model.encode(entry.questions) for entry in data}
     found = responses(model, parents, list(encoded.values()))
     start, frames = begun(parents, found)
-    end = learned(model, parents, start, frames, encoded, steps=Steps(epochs=15, batch=2, rate=0.05))
+    owners, steps = own(encoded), Steps(epochs=15, batch=2, rate=0.05)
+    end = learned(model, parents, start, frames, encoded, owners, steps=steps)
     plain = merge(parents, "sum", rank=2)
     values = [measured(model, merge(parents, "mix", mixtures=mixtures), data) for mixtures in (start, end)]
     assert values[1] < 0.97 * values[0]
     assert values[1] < measured(model, plain, data)
     assert all(torch.equal(weight, before[name]) for name, weight in model.model.state_dict().items())
     assert all(weight.requires_grad for weight in model.model.parameters())
-    again = learned(model, parents, start, frames, encoded, steps=Steps(epochs=15, batch=2, rate=0.05))
+    again = learned(model, parents, start, frames, encoded, owners, steps=steps)
     assert all(np.array_equal(end[name].out, again[name].out) for name in end)
 
 
+@pytest.mark.parametrize("distill", [0.0, 0.5, 1.0])
 def test_learning_goes_down_the_mean_loss_of_the_domains_however_rows_are_batched(
-    folder: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+    folder: Path, model: LanguageModel, monkeypatch: pytest.MonkeyPatch, distill: float
 ) -> None:
-    """The gradient of one step over all rows is that of the measured losses; steps of one row each add up to it."""
-    parents, rate = adapters(folder), 1e-4
+    """The gradient of one step over all rows is that of the losses; steps of one row each add up to it.
+
+    The losses are computed from whole logits of one row at a time, with adapters worn as they are measured.
+    """
+    parents, rate, vocabulary = adapters(folder), 1e-3, model.model.config.vocab_size
     rows = {"one": [*TEXTS[:3], ("Again?", "three and three and three and three again")], "two": TEXTS[3:]}
     data = [QuestionSet(name, sets_of(texts), "train", QuestionFormat()) for name, texts in rows.items()]
     encoded = {entry.name: model.encode(entry.questions) for entry in data}
+    owners = {"one": [0, 1, 0, 0], "two": [1] * len(TEXTS[3:])}
     found = responses(model, parents, list(encoded.values()))
     start, frames = begun(parents, found)
     monkeypatch.setattr(torch.optim, "Adam", lambda weights, rate, betas: torch.optim.SGD(weights, rate))
@@ -249,8 +259,8 @@ def test_learning_goes_down_the_mean_loss_of_the_domains_however_rows_are_batche
     sizes = {name: [np.sqrt(np.square(one).mean()) for one in both] for name, both in begin.items()}
 
     def moved(batch: int) -> dict[str, list[Any]]:
-        steps = Steps(epochs=1, batch=batch, rate=rate)
-        end = coordinates(learned(model, parents, start, frames, encoded, steps=steps))
+        steps = Steps(epochs=1, batch=batch, rate=rate, distill=distill)
+        end = coordinates(learned(model, parents, start, frames, encoded, owners, steps=steps))
         return {name: [(end[name][n] - both[n]) / sizes[name][n] for n in (0, 1)] for name, both in begin.items()}
 
     def value(step: float, along: dict[str, list[Any]]) -> float:
@@ -260,10 +270,26 @@ def test_learning_goes_down_the_mean_loss_of_the_domains_however_rows_are_batche
             there[name] = Mixture(frames[name].undo_left @ out, inward @ frames[name].undo_right)
         return mean_loss(merge(parents, "mix", mixtures=there))
 
+    def said(adapter: Adapter, row: Encoded) -> torch.Tensor:
+        with model.wearing(adapter), torch.no_grad():
+            logits = model.model(input_ids=torch.tensor([row.tokens])).logits[0, row.start - 1 : -1]
+        return logits.double().log_softmax(-1)
+
+    goals = {
+        name: [
+            distill * said(parents[owner], row).exp()
+            + (1 - distill) * torch.nn.functional.one_hot(torch.tensor(row.tokens[row.start :]), vocabulary)
+            for owner, row in zip(owners[name], encoded[name], strict=True)
+        ]
+        for name in encoded
+    }
+
     def mean_loss(adapter: Adapter) -> float:
-        with model.wearing(adapter):
-            domains = [model.losses(entry.questions) for entry in data]
-        return float(np.mean([np.log(perplexity(losses, resamples=1).value) for losses in domains]))
+        means = []
+        for name, goal in goals.items():
+            losses = [-(one * said(adapter, row)).sum(-1) for one, row in zip(goal, encoded[name], strict=True)]
+            means.append(float(torch.cat(losses).mean()))
+        return float(np.mean(means))
 
     whole, split = moved(len(TEXTS)), moved(1)
     rng = np.random.default_rng(0)
@@ -285,7 +311,7 @@ def test_learning_sees_every_row_of_unequal_domains_equally_often() -> None:
     drawn = list(_drawn(domains, steps, 30, seed=0))
     assert len(drawn) == 30
     for name, count in lengths.items():
-        seen = [row.tokens[0] for step in drawn for row in step.get(name, ())]
+        seen = [row for step in drawn for row in step.get(name, ())]
         for turn in range(steps.epochs):
             assert sorted(seen[turn * count : (turn + 1) * count]) == list(range(count))
         assert len(seen) == steps.epochs * count
@@ -307,7 +333,7 @@ def test_the_best_candidate_is_chosen_and_the_report_tells_what_was_measured(
     assert tuned.rank == 2
     learning = 3 * 4 if how == "gradient" else 0
     assert report["cost"]["backward_rows"] == learning
-    assert report["cost"]["forward_rows"] == 4 + 4 * len(means) + learning
+    assert report["cost"]["forward_rows"] == 4 + 4 * len(means) + 2 * learning
     assert [entry["rows"] for entry in report["domains"]] == [2, 2]
 
 

@@ -34,10 +34,11 @@ The untuned methods have their defaults, but TIES and DARE work on the entries o
 keep a fifth and half of them. Computed in
 {results["dtype"]} ({versions}).
 
-`tuned, closed` needs forward passes alone; `tuned, gradient` goes on from there by gradient, and sees the loss of the
-answers alone, where the adapters and the baseline were trained on questions and answers. The rows of math and finance
-that it sees are new to both, where those of medicine are not. It is no training-free merge: read it as what a short
-training inside the span of the adapters' units gives."""
+`tuned, closed` needs forward passes alone; `tuned, gradient` goes on from there by gradient. It learns from the answers
+alone, half from their words and half from what the adapter of the domain would say in their place, where the adapters
+and the baseline were trained on questions and answers. The rows of math and finance that it sees are new to both, where
+those of medicine are not. It is no training-free merge: read it as what a short training inside the span of the
+adapters' units gives."""
 
 
 def short(groups: Sequence[Mapping[str, Any]]) -> str:

@@ -42,7 +42,8 @@ def tuning_options(function: Function) -> Function:
             "--tune-by",
             type=click.Choice(["closed", "gradient"]),
             help="A closed form of what the units respond to the rows, which needs forward passes only; or learning "
-            "from there by gradient, which takes longer and gives more.  [default: closed]",
+            "from there by gradient, on the answers and on what each adapter itself says, which takes longer and gives "
+            "more.  [default: closed]",
         ),
         click.option(
             "--tune",

@@ -15,7 +15,7 @@ from hub_merge.gram import Float64
 from hub_merge.mixtures import Mixture, Mixtures
 from hub_merge.tune.closed import Frame
 from hub_merge.tune.responses import padded
-from hub_merge.tune.units import parts_of, watched
+from hub_merge.tune.units import parts_of, spans_of, watched
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +36,8 @@ class Steps:
         batch: Rows in a step of the domain that has most; others give fewer, so that all are gone through alike.
         rate: Size of a step, relative to the root mean square of each matrix of coefficients in its frame.
         warm_up: Steps until the rate is reached; then it falls along a cosine.
+        distill: Share of the loss, from 0 to 1, that is taken against what the row's own adapter would say there and
+            not against the answer (Hinton et al., arXiv 1503.02531). It costs another forward pass.
     """
 
     start: int = 128
@@ -43,6 +45,7 @@ class Steps:
     batch: int = 4
     rate: float = 0.1
     warm_up: int = 5
+    distill: float = 0.5
 
 
 def learned(
@@ -51,6 +54,7 @@ def learned(
     mixtures: Mixtures,
     frames: Mapping[str, Frame],
     domains: Mapping[str, Sequence[Encoded]],
+    owners: Mapping[str, Sequence[int]],
     *,
     steps: Steps | None = None,
     seed: int = 0,
@@ -60,7 +64,7 @@ def learned(
 
     Only the coefficients move, ``2 R k`` numbers a module: the composite stays one of the adapters' own units. The loss
     is in nats a token, so that a domain of large perplexity, where there is most to learn by heart, weighs no more than
-    the others.
+    the others, and a share of it, ``distill``, asks for what the row's own adapter says instead of for the answer.
 
     Args:
         model: The base.
@@ -69,6 +73,7 @@ def learned(
         frames: Coordinates to move in, by module: units of trainings that began alike are nearly parallel, so that what
             tells them apart would take many steps of their own coefficients.
         domains: The rows of each domain.
+        owners: For each of these rows the place of its adapter among ``parents``.
         steps: How to go on from there.
         seed: Seed of the order of the rows.
         done: Told how many rows were learned from, step by step.
@@ -77,6 +82,8 @@ def learned(
 
     steps = steps or Steps()
     units = {name: parts_of(parents, name) for name in mixtures}
+    spans = {name: spans_of(parts) for name, parts in units.items()}
+    teacher: int | None = None
 
     def held(*arrays: Float64) -> list[torch.Tensor]:
         return [torch.tensor(one, dtype=torch.float32, device=model.model.device) for one in arrays]
@@ -94,6 +101,9 @@ def learned(
         return undo[name][0] @ out, inward @ undo[name][1]
 
     def mix(name: str, z: torch.Tensor, outward: torch.Tensor) -> torch.Tensor:
+        if teacher is not None:
+            own = spans[name][teacher]
+            return z[..., own] @ outward[:, own].T
         out, inward = (one.to(z.dtype) for one in now(name))
         return z @ inward.T @ out.T @ outward.T
 
@@ -107,9 +117,17 @@ def learned(
         with watched(model.model, units, mix):
             for step, chosen in enumerate(_drawn(domains, steps, count, seed)):
                 optimizer.param_groups[0]["lr"] = steps.rate * _share(step, count, steps.warm_up)
-                for domain, rows in chosen.items():
-                    (_loss(model, rows) / usual[domain] / len(domains)).backward()
-                    done(len(rows))
+                for domain, places in chosen.items():
+                    for owner, rows in _by_owner(domains[domain], owners[domain], places):
+                        wanted = None
+                        if steps.distill:
+                            teacher = owner
+                            with torch.no_grad():
+                                wanted = _logits(model, rows)
+                            teacher = None
+                        loss = _loss(_logits(model, rows), rows, wanted, steps.distill)
+                        (loss / usual[domain] / len(domains)).backward()
+                        done(len(rows))
                 optimizer.step()
                 optimizer.zero_grad()
     finally:
@@ -123,16 +141,33 @@ def _answered(row: Encoded) -> int:
     return len(row.tokens) - row.start
 
 
-def _loss(model: LanguageModel, rows: Sequence[Encoded]) -> Any:
-    """Return the loss of the answers' tokens, each of which counts the same, in all."""
+def _by_owner(
+    rows: Sequence[Encoded], owners: Sequence[int], places: Sequence[int]
+) -> Iterator[tuple[int, list[Encoded]]]:
+    """Yield each adapter that has rows at these places, and them."""
+    for owner in dict.fromkeys(owners[place] for place in places):
+        yield owner, [rows[place] for place in places if owners[place] == owner]
+
+
+def _logits(model: LanguageModel, rows: Sequence[Encoded]) -> torch.Tensor:
+    """Return the logits that say each token of the answers, row by row, ``(tokens, vocabulary)``."""
     import torch
 
     tokens, real = padded(rows)
-    answers = real.clone()
-    for place, row in enumerate(rows):
-        answers[place, : row.start] = False
-    logits = model.logits_at(tokens, real.long(), answers.roll(-1, dims=1))
-    return torch.nn.functional.cross_entropy(logits.float(), tokens[answers].to(logits.device), reduction="sum")
+    starts = torch.tensor([[row.start] for row in rows])
+    answers = real & (torch.arange(tokens.shape[1]) >= starts)
+    return model.logits_at(tokens, real.long(), answers.roll(-1, dims=1)).float()
+
+
+def _loss(logits: torch.Tensor, rows: Sequence[Encoded], wanted: torch.Tensor | None, share: float) -> Any:
+    """Return the loss of the answers' tokens, each of which counts the same, in all."""
+    import torch
+
+    answers = torch.tensor([token for row in rows for token in row.tokens[row.start :]], device=logits.device)
+    loss = torch.nn.functional.cross_entropy(logits, answers, reduction="sum")
+    if wanted is None:
+        return loss
+    return (1 - share) * loss + share * torch.nn.functional.cross_entropy(logits, wanted.softmax(-1), reduction="sum")
 
 
 def _share(step: int, count: int, warm_up: int) -> float:
@@ -142,8 +177,8 @@ def _share(step: int, count: int, warm_up: int) -> float:
 
 def _drawn(
     domains: Mapping[str, Sequence[Encoded]], steps: Steps, count: int, seed: int
-) -> Iterator[dict[str, list[Encoded]]]:
-    """Yield the rows of each step: of every domain as many as bring it to the end of its last epoch with the others."""
+) -> Iterator[dict[str, list[int]]]:
+    """Yield the places of each step's rows: of every domain as many as bring it to its end with the others."""
     rng = np.random.default_rng(seed)
     orders: dict[str, list[int]] = {name: [] for name in domains}
     for name, rows in domains.items():
@@ -154,7 +189,7 @@ def _drawn(
         for name, order in orders.items():
             begin, end = (len(order) * place // count for place in (step, step + 1))
             if begin < end:
-                chosen[name] = [domains[name][row] for row in order[begin:end]]
+                chosen[name] = order[begin:end]
         yield chosen
 
 

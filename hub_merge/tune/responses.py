@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.evaluate import Encoded, LanguageModel
 from hub_merge.evaluate.losses import batches
 from hub_merge.gram import Float64
-from hub_merge.tune.units import parts_of, watched
+from hub_merge.tune.units import parts_of, spans_of, watched
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +50,7 @@ def _products(
     """Return the means of ``z zᵀ`` while the model wears the adapter at ``place``."""
     import torch
 
-    ends = {name: np.cumsum([0, *(part.rank for part in parts)]) for name, parts in units.items()}
+    spans = {name: spans_of(parts)[place] for name, parts in units.items()}
     sums: dict[str, torch.Tensor] = {}
     real = torch.zeros(0, dtype=torch.bool)
 
@@ -60,8 +58,7 @@ def _products(
         seen = z[real.to(z.device)].double()
         product = seen.T @ seen
         sums[name] = sums[name] + product if name in sums else product
-        own = slice(int(ends[name][place]), int(ends[name][place + 1]))
-        return torch.nn.functional.linear(z[..., own], outward[:, own])
+        return torch.nn.functional.linear(z[..., spans[name]], outward[:, spans[name]])
 
     with torch.inference_mode(), watched(model.model, units, mix):
         body = _body(model, units)

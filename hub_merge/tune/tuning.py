@@ -80,7 +80,8 @@ def tune(
     effort = Effort()
     domains = {entry.name: _answered(model.encode(entry.questions), entry.name) for entry in sets}
     total = sum(map(len, domains.values()))
-    rows = _rows_by_adapter(model, plain.parents, domains, effort)
+    owners = _owners(model, plain.parents, domains, effort)
+    rows = _rows_by_adapter(plain.parents, domains, owners)
     steps = (steps or Steps()) if how == "gradient" else None
     shown = rows if steps is None else [own[: steps.start] for own in rows]
     mixtures, frames = _closed(model, plain, shown, effort, progress)
@@ -89,9 +90,9 @@ def tune(
         made = GRADIENT
         count = _Counter("learn", steps.epochs * total, progress)
         mixtures = learned(
-            model, plain.parents, mixtures, frames, domains, steps=steps, seed=plain.seed, done=count.add
+            model, plain.parents, mixtures, frames, domains, owners, steps=steps, seed=plain.seed, done=count.add
         )
-        effort.forward += count.done
+        effort.forward += count.done * (2 if steps.distill else 1)
         effort.backward += count.done
     candidates = {PLAIN: plain, made: _composite(plain, mixtures)}
     losses = {
@@ -136,22 +137,39 @@ def _require_plain(plain: Composite) -> None:
         raise MergeError("Tuning takes adapters of factors alone.", remedy="Give --extras drop, or leave out --tune.")
 
 
-def _rows_by_adapter(
+def _owners(
     model: LanguageModel, parents: Sequence[Adapter], domains: Mapping[str, Sequence[Encoded]], effort: Effort
-) -> list[list[Encoded]]:
-    """Return the rows that show what each adapter does: of the domain of its name, or those that it answers best."""
+) -> dict[str, list[int]]:
+    """Return the adapter that each row is for, by place: the one its domain is named like, or the one that answers it
+    best.
+    """
     names = [parent.name for parent in parents]
-    found: list[list[Encoded]] = [list(domains.get(name, ())) for name in names]
-    free = [row for domain, rows in domains.items() if domain not in names for row in rows]
-    if free:
-        losses = [_losses(model, parent, free, effort) for parent in parents]
-        for row, each in zip(free, zip(*losses, strict=True), strict=True):
-            found[min(range(len(parents)), key=lambda place: each[place].answer)].append(row)
-    if idle := [name for name, own in zip(names, found, strict=True) if not own]:
-        raise EvaluationError(
-            f"No question shows what {idle[0]} does.",
-            remedy=f"Give it some: --tune {idle[0]}=FILE, beside those of the other adapters.",
-        )
+    found = {}
+    for domain, rows in domains.items():
+        if domain in names:
+            found[domain] = [names.index(domain)] * len(rows)
+            continue
+        losses = [_losses(model, parent, rows, effort) for parent in parents]
+        found[domain] = [
+            min(range(len(parents)), key=lambda place: each[place].answer) for each in zip(*losses, strict=True)
+        ]
+    return found
+
+
+def _rows_by_adapter(
+    parents: Sequence[Adapter], domains: Mapping[str, Sequence[Encoded]], owners: Mapping[str, Sequence[int]]
+) -> list[list[Encoded]]:
+    """Return the rows that show what each adapter does."""
+    found: list[list[Encoded]] = [[] for _ in parents]
+    for domain, rows in domains.items():
+        for row, owner in zip(rows, owners[domain], strict=True):
+            found[owner].append(row)
+    for parent, own in zip(parents, found, strict=True):
+        if not own:
+            raise EvaluationError(
+                f"No question shows what {parent.name} does.",
+                remedy=f"Give it some: --tune {parent.name}=FILE, beside those of the other adapters.",
+            )
     return found
 
 

@@ -14,7 +14,7 @@ from hub_merge.errors import EvaluationError, UnsupportedAdapter
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Mix", "parts_of", "watched"]
+__all__ = ["Mix", "parts_of", "spans_of", "watched"]
 
 Mix = Callable[[str, Any, Any], Any]
 """``(module, what its input is to the rows of A, B) -> what is added to its output``; ``None`` adds nothing."""
@@ -24,6 +24,12 @@ def parts_of(parents: Sequence[Adapter], module: str) -> list[LoraFactors]:
     """Return the parents' factors of one module; empty ones where a parent lacks it."""
     shape = next(parent.modules[module].shape for parent in parents if module in parent.modules)
     return [parent.factors(module, shape) for parent in parents]
+
+
+def spans_of(parts: Sequence[LoraFactors]) -> list[slice]:
+    """Return where the units of each parent are, with those of all side by side."""
+    ends = np.cumsum([part.rank for part in parts]).tolist()
+    return [slice(end - part.rank, end) for part, end in zip(parts, ends, strict=True)]
 
 
 @contextmanager
