@@ -33,11 +33,11 @@ from hub_merge.hub import Hub  # noqa: E402
 from hub_merge.mixtures import Mixture, read_mixtures, write_mixtures  # noqa: E402
 from hub_merge.provenance import read_record  # noqa: E402
 from hub_merge.recipe import Recipe, Source  # noqa: E402
+from hub_merge.scores import parents_of  # noqa: E402
 from hub_merge.tune import Steps, closest, learned, learning, responses, tune  # noqa: E402
 from hub_merge.tune.closed import Frame, frame_of  # noqa: E402
 from hub_merge.tune.learning import _drawn  # noqa: E402
 from hub_merge.tune.session import tune_to_folder  # noqa: E402
-from hub_merge.tune.units import parts_of  # noqa: E402
 from tests.helpers import random_factors  # noqa: E402
 from tests.hub_double import HubDouble  # noqa: E402
 from tests.tiny_models import TEXTS, tiny_base, tiny_gpt2, tiny_llama, tiny_tokenizer, trained, write_questions  # noqa: E402
@@ -201,13 +201,13 @@ def test_responses_are_those_of_the_inputs_that_peft_gives_each_module(kind: str
     assert seen.keys() == got.keys()
     for name, entries in seen.items():
         X = np.concatenate(entries).astype(np.float64)
-        A = np.concatenate([part.A for part in parts_of(parents, name)]).astype(np.float64)
+        A = np.concatenate([part.A for part in parents_of(parents, name)]).astype(np.float64)
         np.testing.assert_allclose(got[name][1], A @ X.T @ X @ A.T / len(X), rtol=2e-4, atol=1e-5)
 
 
 def begun(parents: list[Adapter], found: dict[str, Any]) -> tuple[dict[str, Mixture], dict[str, Frame]]:
     """Return where learning starts, and the coordinates that it moves in."""
-    parts = {name: parts_of(parents, name) for name in found}
+    parts = {name: parents_of(parents, name) for name in found}
     start = {name: closest(parts[name], products, 2) for name, products in found.items()}
     return start, {name: frame_of(parts[name], products) for name, products in found.items()}
 

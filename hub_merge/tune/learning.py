@@ -13,9 +13,10 @@ from hub_merge.adapter import Adapter
 from hub_merge.evaluate import Encoded, LanguageModel
 from hub_merge.gram import Float64
 from hub_merge.mixtures import Mixture, Mixtures
+from hub_merge.scores import parents_of
 from hub_merge.tune.closed import Frame
 from hub_merge.tune.responses import padded
-from hub_merge.tune.units import parts_of, spans_of, watched
+from hub_merge.tune.units import spans_of, watched
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +82,7 @@ def learned(
     import torch
 
     steps = steps or Steps()
-    units = {name: parts_of(parents, name) for name in mixtures}
+    units = {name: parents_of(parents, name) for name in mixtures}
     spans = {name: spans_of(parts) for name, parts in units.items()}
     teacher: int | None = None
 

@@ -9,7 +9,8 @@ from hub_merge.adapter import Adapter, LoraFactors
 from hub_merge.evaluate import Encoded, LanguageModel
 from hub_merge.evaluate.losses import batches
 from hub_merge.gram import Float64
-from hub_merge.tune.units import parts_of, spans_of, watched
+from hub_merge.scores import parents_of
+from hub_merge.tune.units import spans_of, watched
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ def responses(
         rows: The rows of each adapter, at least one each.
         done: Told how many rows were read, batch by batch.
     """
-    units = {name: parts_of(parents, name) for name in dict.fromkeys(m for p in parents for m in p.modules)}
+    units = {name: parents_of(parents, name) for name in dict.fromkeys(m for p in parents for m in p.modules)}
     found: dict[str, list[Float64]] = {name: [] for name in units}
     for place, own in enumerate(rows):
         products = _products(model, units, place, own, done)

@@ -16,10 +16,10 @@ from hub_merge.evaluate.wearing import Wearable
 from hub_merge.methods import get_method
 from hub_merge.mixtures import Mixtures
 from hub_merge.pipeline.progress import Progress, silent
+from hub_merge.scores import parents_of
 from hub_merge.tune.closed import Frame, closest, frame_of
 from hub_merge.tune.learning import Steps, learned
 from hub_merge.tune.responses import responses
-from hub_merge.tune.units import parts_of
 
 __all__ = ["Effort", "How", "tune"]
 
@@ -182,7 +182,7 @@ def _closed(
     effort.forward += count.done
     mixtures, frames = {}, {}
     for module, spec in plain.modules.items():
-        parts = parts_of(plain.parents, module)
+        parts = parents_of(plain.parents, module)
         frames[module] = frame_of(parts, found[module])
         mixtures[module] = closest(parts, found[module], spec.rank)
     return mixtures, frames

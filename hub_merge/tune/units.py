@@ -8,22 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hub_merge.adapter import Adapter, LoraFactors
+from hub_merge.adapter import LoraFactors
 from hub_merge.errors import EvaluationError, UnsupportedAdapter
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Mix", "parts_of", "spans_of", "watched"]
+__all__ = ["Mix", "spans_of", "watched"]
 
 Mix = Callable[[str, Any, Any], Any]
 """``(module, what its input is to the rows of A, B) -> what is added to its output``; ``None`` adds nothing."""
-
-
-def parts_of(parents: Sequence[Adapter], module: str) -> list[LoraFactors]:
-    """Return the parents' factors of one module; empty ones where a parent lacks it."""
-    shape = next(parent.modules[module].shape for parent in parents if module in parent.modules)
-    return [parent.factors(module, shape) for parent in parents]
 
 
 def spans_of(parts: Sequence[LoraFactors]) -> list[slice]:
