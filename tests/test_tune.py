@@ -331,7 +331,7 @@ def test_the_best_candidate_is_chosen_and_the_report_tells_what_was_measured(
     assert means["sum"] == pytest.approx(measured(model, plain, data))
     assert min(means.values()) == means[report["chosen"]] == pytest.approx(measured(model, tuned, data), rel=1e-4)
     assert tuned.rank == 2
-    learning = 3 * 4 if how == "gradient" else 0
+    learning = 2 * 3 * 4 if how == "gradient" else 0
     assert report["cost"]["backward_rows"] == learning
     assert report["cost"]["forward_rows"] == 4 + 4 * len(means) + 2 * learning
     assert [entry["rows"] for entry in report["domains"]] == [2, 2]

@@ -82,7 +82,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, help="Test rows a domain; all by default.")
     parser.add_argument("--untuned-rows", type=int, help="Fewer of them for the untuned methods.")
     parser.add_argument("--closed-rows", type=int, default=128, help="Rows a domain that the closed form reads.")
-    parser.add_argument("--learn-rows", type=int, default=512, help="Rows a domain to learn on by gradient.")
+    parser.add_argument("--learn-rows", type=int, default=192, help="Rows a domain to learn on by gradient.")
+    parser.add_argument("--medicine-rows", type=int, default=384, help="The same for medicine, most of the mean.")
     parser.add_argument("--epochs", type=int, default=1, help="How often learning sees each of them.")
     parser.add_argument("--only", metavar="A+B", help="Tune and measure this combination alone, and write no results.")
     parser.add_argument("--methods", nargs="*", default=UNTUNED, help="Untuned methods.")
@@ -98,10 +99,11 @@ def parents_of(names: Sequence[str], options: argparse.Namespace) -> list[Adapte
 
 def tuned(model: LanguageModel, names: Sequence[str], options: argparse.Namespace) -> None:
     """Tune a combination both ways, unless it was done before."""
-    for how, rows in (("closed", options.closed_rows), ("gradient", options.learn_rows)):
+    learn = {name: options.medicine_rows if name == "medicine" else options.learn_rows for name in DOMAINS}
+    for how, rows in (("closed", dict.fromkeys(DOMAINS, options.closed_rows)), ("gradient", learn)):
         place = options.work / f"{'_'.join(names)}_{how}"
         if not place.exists():
-            sets = [calibration(model, name, rows, options) for name in names]
+            sets = [calibration(model, name, rows[name], options) for name in names]
             plain = merge(parents_of(names, options), "sum", rank=RANK)
             steps = Steps(epochs=options.epochs)
             tune(model, plain, sets, how=how, steps=steps, progress=tell(place.name)).save_pretrained(place)

@@ -36,7 +36,7 @@ def tuning_options(function: Function) -> Function:
             "--tune-epochs",
             metavar="N",
             type=click.IntRange(1),
-            help="How often learning by gradient sees each row.  [default: 2]",
+            help="How often each of the two runs of learning by gradient sees each row.  [default: 1]",
         ),
         click.option(
             "--tune-by",

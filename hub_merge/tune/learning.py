@@ -33,7 +33,9 @@ class Steps:
 
     Attributes:
         start: Rows of each adapter, at most, that the closed form is read from, where learning starts.
-        epochs: How often each row is seen.
+        runs: How often learning goes from the start to the end, in another order of the rows each time. The mean of
+            where it arrives counts: what single rows did to one run mostly cancels (Wortsman et al., arXiv 2203.05482).
+        epochs: How often a run sees each row.
         batch: Rows in a step of the domain that has most; others give fewer, so that all are gone through alike.
         rate: Size of a step, relative to the root mean square of each matrix of coefficients in its frame.
         warm_up: Steps until the rate is reached; then it falls along a cosine.
@@ -42,7 +44,8 @@ class Steps:
     """
 
     start: int = 128
-    epochs: int = 2
+    runs: int = 2
+    epochs: int = 1
     batch: int = 4
     rate: float = 0.1
     warm_up: int = 5
@@ -76,7 +79,7 @@ def learned(
         domains: The rows of each domain.
         owners: For each of these rows the place of its adapter among ``parents``.
         steps: How to go on from there.
-        seed: Seed of the order of the rows.
+        seed: Seed of the first order of the rows.
         done: Told how many rows were learned from, step by step.
     """
     import torch
@@ -96,6 +99,7 @@ def learned(
     }
     scale = {name: [one.square().mean().sqrt() for one in pair] for name, pair in start.items()}
     moved = {name: [torch.zeros_like(one, requires_grad=True) for one in pair] for name, pair in start.items()}
+    moves = [one for pair in moved.values() for one in pair]
 
     def now(name: str) -> tuple[torch.Tensor, torch.Tensor]:
         out, inward = (a + size * move for a, size, move in zip(start[name], scale[name], moved[name], strict=True))
@@ -108,32 +112,42 @@ def learned(
         out, inward = (one.to(z.dtype) for one in now(name))
         return z @ inward.T @ out.T @ outward.T
 
-    optimizer = torch.optim.Adam([one for pair in moved.values() for one in pair], steps.rate, betas=(0.9, 0.99))
     count = steps.epochs * -(-max(map(len, domains.values())) // steps.batch)
     usual = {domain: steps.epochs * sum(map(_answered, rows)) / count for domain, rows in domains.items()}
+
+    def run(seed: int) -> list[torch.Tensor]:
+        nonlocal teacher
+        for move in moves:
+            move.detach().zero_()
+        optimizer = torch.optim.Adam(moves, steps.rate, betas=(0.9, 0.99))
+        for step, chosen in enumerate(_drawn(domains, steps, count, seed)):
+            optimizer.param_groups[0]["lr"] = steps.rate * _share(step, count, steps.warm_up)
+            for domain, places in chosen.items():
+                for owner, rows in _by_owner(domains[domain], owners[domain], places):
+                    wanted = None
+                    if steps.distill:
+                        teacher = owner
+                        with torch.no_grad():
+                            wanted = _logits(model, rows)
+                        teacher = None
+                    loss = _loss(_logits(model, rows), rows, wanted, steps.distill)
+                    (loss / usual[domain] / len(domains)).backward()
+                    done(len(rows))
+            optimizer.step()
+            optimizer.zero_grad()
+        return [move.detach().clone() for move in moves]
+
     weights = [one for one in model.model.parameters() if one.requires_grad]
     for one in weights:
         one.requires_grad_(False)
     try:
         with watched(model.model, units, mix):
-            for step, chosen in enumerate(_drawn(domains, steps, count, seed)):
-                optimizer.param_groups[0]["lr"] = steps.rate * _share(step, count, steps.warm_up)
-                for domain, places in chosen.items():
-                    for owner, rows in _by_owner(domains[domain], owners[domain], places):
-                        wanted = None
-                        if steps.distill:
-                            teacher = owner
-                            with torch.no_grad():
-                                wanted = _logits(model, rows)
-                            teacher = None
-                        loss = _loss(_logits(model, rows), rows, wanted, steps.distill)
-                        (loss / usual[domain] / len(domains)).backward()
-                        done(len(rows))
-                optimizer.step()
-                optimizer.zero_grad()
+            ends = [run(seed + place) for place in range(steps.runs)]
     finally:
         for one in weights:
             one.requires_grad_(True)
+    for move, *reached in zip(moves, *ends, strict=True):
+        move.detach().copy_(torch.stack(reached).mean(0))
     return {name: Mixture(*(one.detach().cpu().numpy() for one in now(name))) for name in mixtures}
 
 

@@ -88,7 +88,7 @@ def tune(
     made = CLOSED
     if steps is not None:
         made = GRADIENT
-        count = _Counter("learn", steps.epochs * total, progress)
+        count = _Counter("learn", steps.runs * steps.epochs * total, progress)
         mixtures = learned(
             model, plain.parents, mixtures, frames, domains, owners, steps=steps, seed=plain.seed, done=count.add
         )
