@@ -304,6 +304,22 @@ def dot(one: dict[str, list[Any]], other: dict[str, list[Any]]) -> float:
     return sum(float(np.vdot(a, b)) for name in one for a, b in zip(one[name], other[name], strict=True))
 
 
+def test_runs_differ_in_the_order_of_rows_and_their_mean_counts(folder: Path, model: LanguageModel) -> None:
+    parents = adapters(folder)
+    encoded = {entry.name: model.encode(entry.questions) for entry in sets(folder)}
+    start, frames = begun(parents, responses(model, parents, list(encoded.values())))
+
+    def ends(runs: int, seed: int) -> list[Any]:
+        steps = Steps(runs=runs, batch=1)
+        found = learned(model, parents, start, frames, encoded, own(encoded), steps=steps, seed=seed)
+        return [one for mixture in found.values() for one in (mixture.out, mixture.inward)]
+
+    first, second, both = ends(1, 3), ends(1, 4), ends(2, 3)
+    assert not all(np.allclose(one, other) for one, other in zip(first, second, strict=True))
+    for one, other, mean in zip(first, second, both, strict=True):
+        np.testing.assert_allclose(mean, (one + other) / 2, rtol=1e-4, atol=1e-5)
+
+
 def test_learning_sees_every_row_of_unequal_domains_equally_often() -> None:
     lengths = {"many": 37, "few": 5}
     domains = {name: [Encoded((place,) * (place + 2), 1) for place in range(count)] for name, count in lengths.items()}
