@@ -417,6 +417,12 @@ USAGE = {
         ["merge", "r.yaml", "--weights", "1", "--option", "a=b", "--seed", "0", "-o", "out"],
         "leave out --weights, --option, --seed, or edit the recipe",
     ),
+    "no folder for figures": (
+        ["eval", "./math", "--data", "a.jsonl", "-o", "none/f.json"],
+        "There is no folder 'none'.",
+    ),
+    "no folder for a picture": (["score", "./math", "./code", "--plot", "none/p.png"], "There is no folder 'none'."),
+    "no folder for verdicts": (["check", "--base", "a/b", "--resume", "none/v.jsonl"], "There is no folder 'none'."),
     "no folder to push": (["push", "./none", "me/x"], "Directory './none' does not exist."),
     "no folder to make a card of": (["card", "./none"], "Directory './none' does not exist."),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from hub_merge.hub import Hub
 
 __all__ = [
+    "NewFile",
     "RankType",
     "accept_unknown_license_option",
     "adapters_argument",
@@ -103,6 +105,20 @@ dtype_option = click.option(
 force_option = click.option("--force", is_flag=True, help="Replace the folder if it holds a composite.")
 
 
+class NewFile(click.Path):
+    """A file to write when the work is done, into a folder that is there before."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"There is no folder {str(path.parent)!r}. Create it first.", param, ctx)
+        return path
+
+
 def _drawable(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
     """Refuse a picture that cannot be drawn before anything is done for it."""
     if value:
@@ -125,7 +141,7 @@ def plot_option(what: str) -> Callable[[Function], Function]:
     return click.option(
         "--plot",
         metavar="FILE",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=NewFile(),
         callback=_drawable,
         help=f"Draw {what} (.png, .svg or .pdf; needs matplotlib).",
     )

@@ -9,6 +9,7 @@ import click
 
 from hub_merge.cli.framework import command
 from hub_merge.cli.options import (
+    NewFile,
     adapters_argument,
     allow_option,
     base_option,
@@ -137,7 +138,7 @@ def inspect(out: Output, adapter: str, revision: str | None, token: str | None, 
 @click.option(
     "--resume",
     metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=NewFile(),
     help="Append verdicts to FILE, and leave out what it holds already.",
 )
 @token_option

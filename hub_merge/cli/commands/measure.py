@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hub_merge.cli.framework import command
-from hub_merge.cli.options import allow_option, client, output_options, pickle_option, plot_option, token_option
+from hub_merge.cli.options import (
+    NewFile,
+    allow_option,
+    client,
+    output_options,
+    pickle_option,
+    plot_option,
+    token_option,
+)
 from hub_merge.cli.output import Output
 from hub_merge.cli.questions import ANSWER, PROMPT, question_sets
 from hub_merge.errors import OutputExists
@@ -22,8 +30,6 @@ if TYPE_CHECKING:
     from hub_merge.measurements import Measurement
 
 __all__ = ["eval"]
-
-FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @command(
@@ -57,8 +63,10 @@ FILE = click.Path(dir_okay=False, path_type=Path)
     "--device", metavar="NAME", default="auto", help="cpu, cuda, cuda:1, mps.  [default: a GPU if there is one]"
 )
 @click.option("--max-tokens", metavar="N", type=click.IntRange(2), help="Cut longer texts.  [default: the model's own]")
-@click.option("--resume", metavar="FILE", type=FILE, help="Keep measured rows in this JSONL file and go on from there.")
-@click.option("-o", "--output", metavar="FILE", type=FILE, help="Write everything, row by row, to this JSON file.")
+@click.option(
+    "--resume", metavar="FILE", type=NewFile(), help="Keep measured rows in this JSONL file and go on from there."
+)
+@click.option("-o", "--output", metavar="FILE", type=NewFile(), help="Write everything, row by row, to this JSON file.")
 @plot_option("perplexities")
 @click.option("--force", is_flag=True, help="Replace the JSON file if it is there.")
 @click.option("--record", is_flag=True, help="Add the figures to record and card of each composite that is a folder.")
