@@ -141,6 +141,8 @@ def test_results_that_nobody_waits_for_leave_no_process_behind() -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_forked_processes_end_with_the_one_that_forked_them(number: signal.Signals, tmp_path: Path) -> None:
     body = f"""
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has jobs in the background ignore it
+
         def work(item):
             open(r"{tmp_path}/" + str(os.getpid()), "w").close()
             time.sleep(0.05)
